@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install quickstart test test-slow check format lock clean
+
+install: $(VENV)/.installed ## make .venv from requirements.lock and install dataengine into it
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+quickstart: install ## run the main job offline on the built-in sample web
+	$(BIN)/dataengine quickstart quickstart
+
+test: install ## run every quick test
+	$(BIN)/python -m pytest
+
+test-slow: install ## the long suites: kills, soak, foreign readers
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+check: install ## format, lint, types, then the quick tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: install ## rewrite the code in the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra engine --extra cpu --extra dev --python-version 3.11 --universal \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+
+clean: ## remove the environment and the quickstart
+	rm -rf $(VENV) quickstart

@@ -1,0 +1,68 @@
+"""A published dataset version as Polars frames.
+
+In goes the address of a manifest.json, a version folder or a dataset folder; out come lazy frames over its
+tables, so that a question reads only the columns and row groups it needs. Which files belong to the version
+is the manifest's word alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dataengine.schemas import manifest_schema
+from dataengine.trainer.manifest import Version, open_version
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The tables of one published version."""
+
+    version: Version
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """manifest.json as parsed."""
+        return self.version.manifest
+
+    def samples(self) -> pl.LazyFrame:
+        """One row per emitted sample (schemas.manifest_schema), sorted by shard and index."""
+        return self._scan(self.version.tables("samples"))
+
+    def ledger(self) -> pl.LazyFrame:
+        """One row per candidate (schemas.LEDGER), sorted by key."""
+        return self._scan(self.version.tables("ledger"))
+
+    def shards(self) -> pl.LazyFrame:
+        """One row per tar (schemas.SHARDS)."""
+        return self._scan(["shards.parquet"])
+
+    def funnel(self) -> pl.LazyFrame:
+        """Candidates and rows by source, state, stage and reason (schemas.FUNNEL)."""
+        return self._scan(["stats/funnel.parquet"])
+
+    def histogram(self) -> pl.LazyFrame:
+        """Scored and emitted samples by source, score and bin (schemas.HISTOGRAM)."""
+        return self._scan(["stats/histogram.parquet"])
+
+    def score_names(self) -> list[str]:
+        """The score columns of this version's samples table, in order."""
+        fixed = set(manifest_schema(()).arrow.names)
+        return [name for name in self.samples().collect_schema().names() if name not in fixed]
+
+    def _scan(self, paths: list[str]) -> pl.LazyFrame:
+        root = self.version.root
+        addresses = [root.address(self.version.locate(path)) for path in paths]
+        return pl.scan_parquet(addresses, storage_options=dict(root.options) or None, glob=False)
+
+
+def open_dataset(address: str | Path, options: Mapping[str, str] | None = None) -> Dataset:
+    """The version at `address`: a manifest.json, a version folder, or a dataset folder (the latest version).
+
+    Raises InputError when there is none, saying what was looked for. Tables are opened when asked for.
+    """
+    return Dataset(open_version(address, options))

@@ -1,0 +1,183 @@
+"""`dataengine`: the verbs, their help, and how every error becomes one message and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from dataengine import __version__
+from dataengine.errors import DataEngineError
+
+app = typer.Typer(
+    name="dataengine",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Turn URL lists and existing shards into published image-text datasets.
+
+    [bold]Start here:[/bold]  dataengine quickstart
+
+    A [bold]run[/bold] goes sources → download → score → dedup → select → emit. What is committed is never
+    done again: run the same command after a crash, or with a changed config, and only what is missing or touched is
+    worked on.
+
+    Exit codes: 0 done · 2 bad config · 3 bad input · 65 too many rows failed · 70 fault of the program · 74 storage ·
+    75 try again · 130, 143 interrupted.""",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="The run's YAML config.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a config value; may be given several times."),
+]
+DatasetAddress = Annotated[
+    str,
+    typer.Argument(
+        help="A dataset folder or URL (latest version), a version folder, or a manifest.json.", show_default=False
+    ),
+]
+StoreOptions = Annotated[
+    list[str],
+    typer.Option("--store", metavar="NAME=VALUE", help="Object store setting such as endpoint=http://...; repeatable."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"dataengine {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    directory: Annotated[Path, typer.Argument(help="Where to keep run and dataset.")] = Path("quickstart"),
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default
+) -> None:
+    """Run the main job offline on the built-in sample web, and show where the results are.
+
+    Renders a small internet with known faults and duplicates, serves it on loopback, and takes it through every stage
+    with the built-in tiny CLIP. Example: [bold]dataengine quickstart ./try --set execution.runner=serial[/bold]
+    """
+    from dataengine.cli.run import run_quickstart
+
+    run_quickstart(directory, overrides)
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006
+    until: Annotated[str, typer.Option(help="Last stage: sources, download, score, dedup, select or emit.")] = "emit",
+) -> None:
+    """Carry out a config: start it, or continue it after a crash or a change.
+
+    Example: [bold]dataengine run configs/openuni_24m.yaml --set root=s3://bucket/openuni --until score[/bold]
+    """
+    from dataengine.cli.run import run_config
+
+    run_config(config, overrides, until)
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = []) -> None:  # noqa: B006
+    """Say what `run` would do: what is reused, what runs and why, and how many rows there can be at most."""
+    from dataengine.cli.plan import print_plan
+
+    print_plan(config, overrides)
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str, typer.Argument(help="A run's folder or URL (<root>/runs/<name>), or its config.", show_default=False)
+    ],
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Show how far a run is, from its commits alone; no cluster need be left."""
+    from dataengine.cli.status import print_status
+
+    print_status(run, options)
+
+
+@app.command()
+def why(
+    dataset: DatasetAddress,
+    key_or_url: Annotated[
+        str, typer.Argument(metavar="KEY|URL", help="A key, the first 8 or more characters of one, or a URL.")
+    ],
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Tell one sample's story: kept or dropped, where, for which reason and on what evidence."""
+    from dataengine.cli.inspect import print_why
+
+    print_why(dataset, key_or_url, options)
+
+
+@app.command()
+def stats(dataset: DatasetAddress, options: StoreOptions = []) -> None:  # noqa: B006
+    """Print a dataset's funnel, its sources and the distribution of its scores."""
+    from dataengine.cli.inspect import print_stats
+
+    print_stats(dataset, options)
+
+
+@app.command()
+def verify(
+    dataset: DatasetAddress,
+    full: Annotated[bool, typer.Option("--full", help="Hash every file and check every image.")] = False,
+    sample: Annotated[
+        int, typer.Option(help="Without --full: shards to hash and images to decode, at least one.", min=1)
+    ] = 8,
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Check a dataset: sizes, hashes, counts, keys, offsets, images. Exit code 74 when something is wrong."""
+    from dataengine.cli.inspect import print_verify
+
+    print_verify(dataset, full, sample, options)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False)
+    except DataEngineError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print_interrupted()
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+            raise
+        error.show()  # a usage error of the command line itself
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def print_error(error: DataEngineError) -> None:
+    """One message on standard error, the kind of error first."""
+    from rich.console import Console
+    from rich.text import Text
+
+    label = Text(f"{type(error).__name__}: ", style="bold red")
+    Console(stderr=True, soft_wrap=True).print(label + Text(str(error)), highlight=False)
+
+
+def print_interrupted() -> None:
+    """Say that nothing is lost."""
+    typer.echo("interrupted; run the same command again to continue", err=True)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    print_interrupted()
+    sys.exit(143)

@@ -1,0 +1,105 @@
+"""`why`, `stats` and `verify`: questions to a published dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from dataengine.analyst.dataset import Dataset, open_dataset
+from dataengine.analyst.faults import Fault
+from dataengine.analyst.stats import per_source, score_quantiles
+from dataengine.analyst.verify import verify
+from dataengine.analyst.why import Outcome, why
+from dataengine.cli.tables import as_table, funnel_table
+from dataengine.errors import ConfigError, CorruptObject
+
+
+def store_options(options: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` settings as a mapping. Raises ConfigError."""
+    pairs = [option.partition("=") for option in options]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise ConfigError(f"--store {name}: wanted NAME=VALUE, for example --store endpoint=http://127.0.0.1:8333")
+    return {name: value for name, _, value in pairs}
+
+
+def print_stats(address: str, options: list[str]) -> None:
+    """Funnel, sources and scores of a dataset."""
+    console = Console(soft_wrap=True)
+    dataset = open_dataset(address, store_options(options))
+    console.print(funnel_table(dataset.funnel().collect()))
+    console.print(as_table(per_source(dataset), "Sources"))
+    console.print(as_table(score_quantiles(dataset), "Scores of emitted samples"))
+    recall = dataset.manifest["dedup"].get("image_recall")
+    if recall:
+        console.print(
+            f"Image duplicates: {recall['num_found']:,} of {recall['num_pairs']:,} true pairs found on a sample of "
+            f"{recall['num_rows']:,} rows; recall {recall['value']:.4f} "
+            f"(95 %: {recall['low']:.4f} to {recall['high']:.4f}), "
+            f"target {recall['target']}{'' if recall['reached'] else ' NOT reached; raise dedup.images.num_probes'}",
+            highlight=False,
+        )
+
+
+def print_why(address: str, key_or_url: str, options: list[str]) -> None:
+    """The story of one sample."""
+    console = Console(soft_wrap=True)
+    dataset = open_dataset(address, store_options(options))
+    story = why(dataset, key_or_url)
+    for outcome in story.outcomes:
+        _print_outcome(outcome, console)
+
+
+def _print_outcome(outcome: Outcome, console: Console) -> None:
+    color = "green" if outcome.state == "emitted" else "red"
+    console.print(f"[bold]{outcome.key}[/]  [bold {color}]{outcome.state}[/]", highlight=False)
+    lines: dict[str, Any] = {"source": outcome.source, "url": outcome.url, "input rows": outcome.num_rows}
+    lines |= {"dropped at": outcome.stage, "reason": outcome.reason, "evidence": outcome.rule_value}
+    if outcome.survivor is not None:
+        kept = outcome.survivor
+        where = f"in shard {kept.shard}" if kept.shard else "itself not emitted"
+        lines["yields to"] = f"{kept.key} {kept.url or ''} ({where})"
+        lines["similarity"] = kept.similarity
+    if outcome.placement is not None:
+        placed = outcome.placement
+        lines |= {"shard": f"{placed.path}, sample {placed.index_in_shard}", "drawn": f"{placed.repeat} times an epoch"}
+        lines["caption"] = placed.caption
+        lines |= {f"caption {name}": text for name, text in placed.captions.items()}
+        lines |= {name: None if score is None else f"{score:.4f}" for name, score in placed.scores.items()}
+    for name, value in lines.items():
+        if value is not None:
+            console.print(f"  {name:<22} {value}", highlight=False, markup=False)
+
+
+def print_verify(address: str, full: bool, sample: int, options: list[str]) -> None:
+    """Check a dataset. Raises CorruptObject when something is wrong."""
+    console = Console(soft_wrap=True)
+    dataset = open_dataset(address, store_options(options))
+    faults = _verify(dataset, full, sample, console)
+    for fault in faults:
+        console.print(f"[bold red]fault[/] {fault.object}: {fault.check}: wanted {fault.expected}, found {fault.found}")
+    if faults:
+        raise CorruptObject(
+            f"{address}: {len(faults)} faults; restore the objects named above or publish the version anew"
+        )
+    counts = dataset.manifest["counts"]
+    how = "every byte" if full else f"every size, {sample} shards in depth"
+    console.print(
+        f"[bold green]sound[/] {address}: {counts['num_samples']:,} samples in {counts['num_shards']:,} shards, "
+        f"{len(dataset.manifest['files']):,} files ({how})",
+        highlight=False,
+    )
+
+
+def _verify(dataset: Dataset, full: bool, sample: int, console: Console) -> list[Fault]:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, num_done: int, num_all: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=num_done, total=num_all)
+
+        return verify(dataset, full=full, sample=sample, progress=show)

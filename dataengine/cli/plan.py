@@ -1,0 +1,126 @@
+"""`plan`: what `run` would do, read from commits and inputs without writing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dataengine.config.load import load_config
+from dataengine.config.run import RunConfig
+from dataengine.engine.board import Board, StepState
+from dataengine.errors import MissingObject
+from dataengine.job import run_directory, survey_job
+from dataengine.pipeline import STAGES
+from dataengine.storage.rundir import RunDirectory
+
+
+def print_plan(path: Path, overrides: list[str]) -> None:
+    """Print what is reused, what runs and why, and the ceilings that the inputs set."""
+    console = Console(soft_wrap=True)
+    config = load_config(path, overrides)
+    board = survey_job(config)
+    run = run_directory(config)
+    console.print(f"[bold]{config.name}[/] in {run.root.address(run.path)}", highlight=False)
+    for line in changed_keys(run, config):
+        console.print(f"  changed since it was last run: {line}", highlight=False, markup=False)
+    console.print(_sources_table(config, board))
+    console.print(_stages_table(board))
+    for state in board.states.values():
+        if state.problem is not None:
+            console.print(f"[bold yellow]cannot be planned yet[/] {state.step.name}: ", end="", highlight=False)
+            console.print(state.problem, highlight=False, markup=False)
+    _print_target(config, board, console)
+
+
+def changed_keys(run: RunDirectory, config: RunConfig) -> list[str]:
+    """Identity-bearing values that differ from the config this run was last asked for."""
+    try:
+        last = RunConfig.model_validate(run.last_config()["config"])
+    except (MissingObject, ValueError):
+        return []
+    before, after = _flatten(last.identity()), _flatten(config.identity())
+    names = sorted(before.keys() | after.keys())
+    return [f"{name}: {before.get(name)} → {after.get(name)}" for name in names if before.get(name) != after.get(name)]
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {name: value for key, item in tree.items() for name, value in _flatten(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def _sources_table(config: RunConfig, board: Board) -> Table:
+    table = Table("source", "kind", "input files", "input rows", title="Inputs", title_justify="left")
+    for name, source in config.sources.items():
+        step = f"sources/{name}.scan" if source.kind == "table" else f"sources/{name}"
+        state = board.states[step]
+        if state.plan is None:
+            table.add_row(name, source.kind, "[yellow]absent[/]", "?")
+            continue
+        table.add_row(name, source.kind, f"{len(state.plan.parts):,}", _rows_text(num_input_rows(state)))
+    return table
+
+
+def num_input_rows(state: StepState) -> int | None:
+    """Input rows of a planned source: counted for tables, known for tars once they are indexed."""
+    assert state.plan is not None
+    if all("num_rows" in part.spec for part in state.plan.parts):
+        return sum(part.spec["num_rows"] for part in state.plan.parts)
+    return sum(commit.rows_in for commit in state.done.values()) if state.complete else None
+
+
+def _rows_text(num_rows: int | None) -> str:
+    return "known once indexed" if num_rows is None else f"{num_rows:,}"
+
+
+def _stages_table(board: Board) -> Table:
+    table = Table("stage", "parts reused", "parts to run", "why", title="What run will do", title_justify="left")
+    for stage in STAGES:
+        states = [state for state in board.states.values() if state.step.stage == stage]
+        reused = sum(len(state.done) for state in states)
+        to_run = sum(len(state.plan.parts) - len(state.done) for state in states if state.plan is not None)
+        unplanned = sum(state.plan is None for state in states)
+        more = " + later ones" if unplanned else ""
+        table.add_row(stage, f"{reused:,}", f"{to_run:,}{more}", _reason(states))
+    return table
+
+
+def _reason(states: list[StepState]) -> str:
+    if all(state.complete for state in states):
+        return "nothing to do: every part is committed and fits this config"
+    if any(state.problem for state in states):
+        return "inputs are absent"
+    started = [state for state in states if state.stored]
+    if not started:
+        return "not run yet under this config and these inputs"
+    if any(part not in state.stored for state in started for part in state.waiting):
+        return "continues: some parts are committed"
+    return "what its parts were made from has changed"
+
+
+def _print_target(config: RunConfig, board: Board, console: Console) -> None:
+    balance = config.select.balance
+    if balance.target is None:
+        return
+    weights = balance.weights or dict.fromkeys(config.sources, 1.0)
+    total = sum(weights.values())
+    table = Table(
+        "source", "draws asked", "draws at most", title=f"Ceilings: target {balance.target:,}", title_justify="left"
+    )
+    for name, source in config.sources.items():
+        step = f"sources/{name}.scan" if source.kind == "table" else f"sources/{name}"
+        state = board.states[step]
+        num_rows = num_input_rows(state) if state.plan is not None else None
+        asked = f"{balance.target * weights.get(name, 0.0) / total:,.0f}" if balance.weights else "in proportion"
+        most = "?" if num_rows is None else f"{num_rows * balance.max_repeat:,}"
+        short = (
+            num_rows is not None
+            and balance.weights
+            and num_rows * balance.max_repeat < balance.target * weights.get(name, 0.0) / total
+        )
+        table.add_row(name, asked, f"[red]{most}[/]" if short else most)
+    console.print(table)
+    console.print(f"A source that falls short: {balance.if_short} (select.balance.if_short).", highlight=False)

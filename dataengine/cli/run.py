@@ -1,0 +1,115 @@
+"""`run` and `quickstart`: carry out a config and show what came of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from dataengine.analyst.dataset import open_dataset
+from dataengine.analyst.stats import per_source
+from dataengine.cli.tables import as_table, funnel_table
+from dataengine.config.load import load_config
+from dataengine.config.run import RunConfig
+from dataengine.engine.progress import count_stages
+from dataengine.errors import ConfigError
+from dataengine.job import Finished, run_job
+from dataengine.pipeline import STAGES
+
+QUICKSTART_CONFIG = Path(__file__).parent.parent / "testing" / "quickstart.yaml"
+
+TRAINER_SNIPPET = """\
+from dataengine.trainer.dataset import ShardDataset
+
+dataset = ShardDataset("{dataset}/manifest.json", seed=1)
+print(len(dataset), "draws an epoch")
+for sample, _ in zip(dataset, range(3)):
+    print(sample["__source__"], sample["image"].size, sample["txt"])
+"""
+
+ANALYST_SNIPPET = """\
+import polars as pl
+
+ledger = pl.scan_parquet("{dataset}/ledger/*.parquet")
+reasons = ledger.group_by("stage", "reason").agg(pl.col("num_rows").sum())
+print(reasons.sort("num_rows", descending=True).head(5).collect())
+"""
+
+
+def run_config(path: Path, overrides: list[str], until: str) -> None:
+    """Carry out the config at `path` and print what came of it."""
+    if until not in STAGES:
+        raise ConfigError(f"--until {until}: no such stage; stages are {', '.join(STAGES)}")
+    console = Console(soft_wrap=True)
+    print_finished(run_job(load_config(path, overrides), until=until, console=console), console)
+
+
+def run_quickstart(directory: Path, overrides: list[str]) -> None:
+    """Run the built-in config in `directory`, then the snippets that the README shows."""
+    console = Console(soft_wrap=True)
+    config = load_config(QUICKSTART_CONFIG, [f"root={directory.absolute()}", *overrides])
+    finished = run_job(config, console=console)
+    print_finished(finished, console)
+    if finished.dataset is not None and finished.num_parts_run:
+        for title, snippet in (("A trainer reads it", TRAINER_SNIPPET), ("An analyst asks it", ANALYST_SNIPPET)):
+            _run_snippet(title, snippet.format(dataset=finished.dataset), console)
+    _print_next(config, finished, console)
+
+
+def print_finished(finished: Finished, console: Console) -> None:
+    """What was done, and the funnel of the published dataset."""
+    if not finished.num_parts_run:
+        console.print("[bold green]Nothing left to do:[/] every part is committed and fits this config.")
+    else:
+        _print_stages(finished, console)
+    if finished.dataset is None:
+        return
+    dataset = open_dataset(finished.dataset)
+    counts = dataset.manifest["counts"]
+    if finished.num_parts_run:
+        console.print(funnel_table(dataset.funnel().collect()))
+        console.print(as_table(per_source(dataset), "Sources"))
+    if not counts["num_samples"]:
+        console.print("[bold yellow]Every row was dropped:[/] the dataset is empty; the funnel says why.")
+    console.print(
+        f"[bold]Dataset[/] {finished.dataset}\n"
+        f"  {counts['num_samples']:,} samples, {counts['num_draws']:,} draws, {counts['num_shards']:,} shards, "
+        f"{counts['nbytes'] / 1e6:,.1f} MB\n"
+        f"  trainers open   {finished.dataset}/manifest.json\n"
+        f"  samples         {finished.dataset}/samples/*.parquet\n"
+        f"  why each row    {finished.dataset}/ledger/*.parquet\n"
+        f"  counts          {finished.dataset}/stats/funnel.parquet, histogram.parquet",
+        highlight=False,
+    )
+
+
+def _print_stages(finished: Finished, console: Console) -> None:
+    table = Table("stage", "parts", "reused", "rows", title="Run", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage, count in count_stages(finished.board).items():
+        table.add_row(stage, f"{count.num_done:,}", f"{count.num_reused:,}", f"{count.num_rows:,}")
+    console.print(table)
+
+
+def _run_snippet(title: str, snippet: str, console: Console) -> None:
+    console.print(f"\n[bold]{title}[/] (this was just run):")
+    console.print(Syntax(snippet, "python", background_color="default"))
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=False)
+    console.print(done.stdout + done.stderr, highlight=False, markup=False)
+    done.check_returncode()
+
+
+def _print_next(config: RunConfig, finished: Finished, console: Console) -> None:
+    console.print(
+        f"\n[bold]Next[/]\n"
+        f"  dataengine stats  {finished.dataset}\n"
+        f"  dataengine why    {finished.dataset} http://faulty.test/gone.jpg\n"
+        f"  dataengine verify {finished.dataset} --full\n"
+        f"  dataengine status {Path(config.root).absolute()}/runs/{config.name}",
+        highlight=False,
+    )

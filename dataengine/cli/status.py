@@ -1,0 +1,57 @@
+"""`status`: how far a run is, from commits alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dataengine.cli.inspect import store_options
+from dataengine.config.load import load_config
+from dataengine.errors import InputError, MissingObject
+from dataengine.job import run_directory, unit_commits
+from dataengine.storage.rundir import RunDirectory
+from dataengine.storage.store import Root
+
+
+def print_status(run: str, options: list[str]) -> None:
+    """Print parts, rows and reasons of every unit that the last config of the run asked for."""
+    directory = find_run(run, options)
+    try:
+        record = directory.last_config()
+    except MissingObject as error:
+        raise InputError(f"{error}; give <root>/runs/<name> or the run's config") from error
+    console = Console(soft_wrap=True)
+    table = Table("unit", "parts", "rows", "seconds", "reasons", title=f"Run {directory.name}", title_justify="left")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    done = True
+    for path in record["units"]:
+        num_parts, commits = unit_commits(directory, path)
+        complete = 0 < num_parts == len(commits)
+        done &= complete
+        reasons: Counter[str] = Counter()
+        for commit in commits:
+            reasons.update(commit.counts)
+        table.add_row(
+            path.removeprefix(f"{directory.path}/"),
+            f"{len(commits):,}/{num_parts:,}" if num_parts else "not planned",
+            f"{sum(commit.rows_out for commit in commits):,}",
+            f"{sum(commit.seconds for commit in commits):,.1f}",
+            ", ".join(f"{name} {count:,}" for name, count in reasons.most_common(5)),
+            style="green" if complete else None,
+        )
+    console.print(table)
+    console.print("[bold green]complete[/]" if done else "not complete; run the same command again to continue it")
+
+
+def find_run(run: str, options: list[str]) -> RunDirectory:
+    """The run at a `<root>/runs/<name>` address, or of a config file."""
+    if run.endswith((".yaml", ".yml")):
+        return run_directory(load_config(Path(run)))
+    root, runs, name = run.rstrip("/").rpartition("/runs/")
+    if not runs:
+        raise InputError(f"{run}: not a run; wanted <root>/runs/<name>, or the run's YAML config")
+    return RunDirectory(Root(root, tuple(sorted(store_options(options).items()))), name)

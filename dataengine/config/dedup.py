@@ -1,0 +1,54 @@
+"""Dedup: what counts as a near-duplicate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dataengine.config.base import EXECUTION, Config
+
+
+class CaptionDedupConfig(Config):
+    """Near-duplicate captions: MinHash LSH candidates, verified by exact Jaccard."""
+
+    min_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Jaccard similarity of character shingles from which two captions are near-duplicates."""
+    shingle_chars: Annotated[int, Field(ge=2, le=32)] = 5
+    num_perm: Annotated[int, Field(ge=16, le=1024)] = 128
+    num_bands: Annotated[int, Field(ge=1, le=256)] = 32
+    """Bands the signature is cut into; must divide `num_perm`."""
+    num_buckets: Annotated[int, Field(ge=1, le=65536)] = 16
+    """Tasks that band hashes are routed to."""
+    max_degree: Annotated[int, Field(ge=1)] = 128
+    """Rows of one band bucket are compared with at most this many anchors, chosen by keyed hash."""
+
+
+class ImageDedupConfig(Config):
+    """Near-duplicate images: cosine neighbours of CLIP embeddings, exact inside k-means cells."""
+
+    min_similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    scorer: str | None = None
+    """Whose embeddings; the first scorer's by default."""
+    rows_per_cell: Annotated[int, Field(ge=16)] = 4096
+    """Cells are made so that each holds about this many rows."""
+    target_recall: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Of pairs at or above `min_similarity`; measured in every run against exact search."""
+    num_probes: Annotated[int, Field(ge=1, le=64)] = 4
+    """Cells each row is looked up in, nearest first."""
+    recall_rows: Annotated[int, Field(ge=1)] = 2000
+    """Rows searched exactly to measure recall."""
+    confirm: Literal["phash", "none"] = "phash"
+    max_phash_distance: Annotated[int, Field(ge=0, le=64)] = 20
+    """With `confirm: phash`, a pair further apart than this is not called a duplicate."""
+
+
+class DedupConfig(Config):
+    """Everything about finding duplicates; null switches a kind off."""
+
+    captions: CaptionDedupConfig | None = CaptionDedupConfig()
+    images: ImageDedupConfig | None = ImageDedupConfig()
+    num_class_buckets: Annotated[int, Field(ge=1, le=65536)] = 8
+    """Tasks that content hashes are routed to."""
+    work_bytes: Annotated[int, Field(ge=2**20, json_schema_extra=EXECUTION)] = 2**30
+    """Memory a task may plan with."""

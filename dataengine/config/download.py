@@ -1,0 +1,60 @@
+"""Download: what is fetched, what is refused, and what is stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dataengine.config.base import EXECUTION, Config
+
+
+class ImageConfig(Config):
+    """How a fetched image is stored. Stored images are upright RGB without metadata."""
+
+    resize: Literal["no", "keep_ratio"] = "keep_ratio"
+    """`keep_ratio` scales the short side to `size`."""
+    size: Annotated[int, Field(ge=16, le=8192)] = 512
+    """Pixels of the short side; smaller images are left alone."""
+    format: Literal["jpg", "png", "webp"] = "jpg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+
+class LimitsConfig(Config):
+    """Bounds on what a stranger may send. Over a bound, the row fails with its reason; nothing is cut short."""
+
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 2**20
+    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    max_side: Annotated[int, Field(ge=1)] = 20_000
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+
+
+class FetchConfig(Config):
+    """Pace and patience of one download worker."""
+
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Requests in flight per worker."""
+    per_host: Annotated[int, Field(ge=1)] = 8
+    """Requests in flight per host, all workers together."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further attempts after a transient fault (DNS, connect, reset, 429, 5xx)."""
+    connect_seconds: Annotated[float, Field(gt=0)] = 5.0
+    total_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Deadline for one URL, attempts and waits together."""
+    min_bytes_per_second: Annotated[int, Field(ge=0)] = 1024
+    """A body slower than this over five seconds is given up."""
+    user_agent: str = "dataengine/0.1 (+https://github.com/dataengine/dataengine; dataset builder)"
+
+
+class DownloadConfig(Config):
+    """Everything about getting image bytes."""
+
+    image: ImageConfig = ImageConfig()
+    limits: LimitsConfig = LimitsConfig()
+    honor_opt_out: bool = True
+    """Refuse images under X-Robots-Tag noai, noimageai, noindex, noimageindex, noml, or a robots.txt that disallows."""
+    fetch: Annotated[FetchConfig, Field(json_schema_extra=EXECUTION)] = FetchConfig()
+    hosts: Annotated[dict[str, str], Field(json_schema_extra=EXECUTION)] = {}
+    """Host → address:port to connect to without DNS, for tests and intranets; exempt from the address guard."""
+    max_failed_share: Annotated[float, Field(ge=0, le=1, json_schema_extra=EXECUTION)] = 1.0
+    """Stop the run (exit code 65) when a source loses more than this share of its candidates."""

@@ -1,0 +1,134 @@
+"""The whole config of a run, and the settings of the machines it runs on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dataengine.config.base import EXECUTION, Config
+from dataengine.config.dedup import DedupConfig
+from dataengine.config.download import DownloadConfig
+from dataengine.config.score import ScoreConfig
+from dataengine.config.select import SelectConfig
+from dataengine.config.sources import Source, SourceName
+
+
+class EmitConfig(Config):
+    """How shards are cut."""
+
+    target_shard_bytes: Annotated[int, Field(ge=1)] = 900 * 2**20
+    shard_multiple: Annotated[int, Field(ge=1)] = 128
+    """Shards per source are a multiple of this, so that ranks × workers divide them."""
+
+
+class Resources(Config):
+    """What one worker of a stage holds."""
+
+    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    max_workers: Annotated[int, Field(ge=1)] | None = None
+    """Most workers at once; null: as many as the cluster holds."""
+
+
+class ExecutionConfig(Config):
+    """Where and how wide the run is executed; nothing here changes a published byte."""
+
+    runner: Literal["ray", "serial"] = "ray"
+    address: str | None = None
+    """Ray cluster to join; null joins the job's cluster (RAY_ADDRESS) or starts a local one."""
+    sources: Resources = Resources()
+    download: Resources = Resources()
+    score: Resources = Resources()
+    dedup: Resources = Resources()
+    select: Resources = Resources()
+    emit: Resources = Resources()
+    task_retries: Annotated[int, Field(ge=0, le=20)] = 3
+    """How often a part is tried again after its worker or machine failed."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Give up (exit code 75) when no part was committed for this long."""
+
+
+class SampleWebConfig(Config):
+    """The built-in sample web: rendered pages served on loopback, for the quickstart and tests."""
+
+    seed: int = 7
+    num_scenes: Annotated[int, Field(ge=20, le=100_000)] = 1000
+
+
+class RunConfig(Config):
+    """Everything a run is asked for."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+    """Names the run, resumable, and the dataset it publishes."""
+    root: Annotated[str, Field(json_schema_extra=EXECUTION)]
+    """Where runs and datasets live: a folder, s3://, gs:// or az://."""
+    storage_options: Annotated[dict[str, str], Field(json_schema_extra=EXECUTION)] = {}
+    """Settings of the object store (endpoint, region, ...); credentials come from the environment."""
+    seed: int = 0
+    part_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Candidates per part of a URL source."""
+    sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
+    download: DownloadConfig = DownloadConfig()
+    score: ScoreConfig
+    dedup: DedupConfig = DedupConfig()
+    select: SelectConfig = SelectConfig()
+    emit: EmitConfig = EmitConfig()
+    execution: Annotated[ExecutionConfig, Field(json_schema_extra=EXECUTION)] = ExecutionConfig()
+    sample_web: Annotated[SampleWebConfig | None, Field(json_schema_extra=EXECUTION)] = None
+    """Render and serve the sample web while the run needs it."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        unknown = set(self.select.balance.weights) - set(self.sources)
+        if unknown:
+            raise ValueError(
+                f"select.balance.weights names no source: {sorted(unknown)}; sources are {sorted(self.sources)}"
+            )
+        heads = [name for scorer in self.score.scorers.values() for name in scorer.heads]
+        twice = {name for name in heads if heads.count(name) > 1}
+        if twice:
+            raise ValueError(f"score.scorers: two scorers have heads called {sorted(twice)}; each names one column")
+        images = self.dedup.images
+        if images and images.scorer and images.scorer not in self.score.scorers:
+            raise ValueError(
+                f"dedup.images.scorer: no scorer {images.scorer!r}; scorers are {list(self.score.scorers)}"
+            )
+        captions = self.dedup.captions
+        if captions and captions.num_perm % captions.num_bands:
+            raise ValueError(
+                f"dedup.captions.num_bands: {captions.num_bands} does not divide num_perm {captions.num_perm}"
+            )
+        return self
+
+    @property
+    def first_scorer(self) -> str:
+        """The scorer that gives `clip_score` and the measures."""
+        return next(iter(self.score.scorers))
+
+    @property
+    def clip_score_columns(self) -> dict[str, dict[str, str]]:
+        """Scorer → caption name (`caption` is the primary one) → column of its cosine."""
+        columns = {
+            scorer: {name: f"clip_score_{scorer}_{name}" for name in ("caption", *self.caption_names)}
+            for scorer in self.score.scorers
+        }
+        columns[self.first_scorer]["caption"] = "clip_score"
+        return columns
+
+    @property
+    def score_columns(self) -> tuple[str, ...]:
+        """Every score column there is, by scorer: cosines, then heads."""
+        return tuple(
+            column
+            for scorer, cosines in self.clip_score_columns.items()
+            for column in (*cosines.values(), *self.score.scorers[scorer].heads)
+        )
+
+    @property
+    def caption_names(self) -> tuple[str, ...]:
+        """Every named caption a source declares, sorted."""
+        names: set[str] = set()
+        for source in self.sources.values():
+            names.update(source.caption_columns if source.kind == "table" else source.caption_fields)
+        return tuple(sorted(names))

@@ -1,0 +1,57 @@
+"""Sources: where candidates come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dataengine.config.base import EXECUTION, Config
+
+SourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+"""Names a folder and the emitted shards, so: lower case, no dots."""
+
+
+CaptionName = Annotated[str, Field(pattern=r"^(?!caption(_\d+)?$|merged_\d+$)[a-z][a-z0-9_]{0,39}$")]
+"""Names a score column; `caption`, `caption_2`, `merged_1` ... are given by the engine."""
+
+
+class TableSource(Config):
+    """A table of URLs and captions: Parquet, CSV, TSV, JSONL or TXT (one URL a line), also .gz or .zst."""
+
+    kind: Literal["table"]
+    paths: Annotated[tuple[str, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
+    """Files or globs; `{root}` stands for the run's root. Contents bear identity, places do not."""
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "txt"] = "auto"
+    """`auto` goes by the file name."""
+    url_column: str = "url"
+    caption_column: str | None = "caption"
+    caption_columns: dict[CaptionName, str] = {}
+    """Further captions: name → column."""
+    sha256_column: str | None = None
+    """What the fetched bytes must hash to (null: not checked)."""
+    passthrough: tuple[str, ...] = ()
+    """Columns carried along unchanged, as text: licence, language ..."""
+    license: str = ""
+    """Said in the data card."""
+
+
+class WebDatasetSource(Config):
+    """Existing WebDataset tars, indexed and read in place."""
+
+    kind: Literal["webdataset"]
+    paths: Annotated[tuple[str, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
+    """Tars or globs or brace ranges (`images-{000000..000099}.tar`)."""
+    caption_member: str | None = "txt"
+    """Extension of the member that holds the primary caption."""
+    caption_field: str | None = None
+    """Instead: field of the json member."""
+    caption_fields: dict[CaptionName, str] = {}
+    """Further captions: name → field of the json member."""
+    url_field: str | None = "url"
+    passthrough: tuple[str, ...] = ()
+    """Fields of the json member carried along, as text."""
+    license: str = ""
+
+
+Source = Annotated[TableSource | WebDatasetSource, Field(discriminator="kind")]

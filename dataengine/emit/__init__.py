@@ -1,0 +1,1 @@
+"""Emit: from selected rows to published shards, their manifest, side files, ledger and card."""

@@ -1,0 +1,147 @@
+"""The data card: the README.md of a dataset version, made from its manifest and funnel.
+
+It says what is inside, what was left out and why, how it was scored and deduplicated, how to read it, and
+what it does not promise. Its front matter tells Hugging Face readers which files are data. It measures
+nothing itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from dataengine.emit.plan import HOLDOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import pyarrow as pa
+
+READ_IT = """\
+Every path is relative to this folder; paths within a file are relative to that file's folder. `manifest.json`
+names every file with its SHA-256, `samples/*.parquet` holds one row per sample with the place of its bytes.
+
+```python
+from dataengine.trainer.dataset import ShardDataset       # exactly once, resumable, at any world size
+
+dataset = ShardDataset("manifest.json", split="train")
+
+import webdataset                                          # or any reader of tars
+
+urls = [f"{source}/{line}" for line in open(f"{source}/urls.txt").read().split()]
+dataset = webdataset.WebDataset(urls, nodesplitter=webdataset.split_by_node, shardshuffle=100)
+```
+
+| reader | opens | |---|---| | open_clip | both lines of `train_data.txt`: `--train-data`,
+`--train-data-upsampling-factors` | | Megatron-Energon | this folder (`.nv-meta`) | | wids |
+`<source>/wids-meta.json` | | Hugging Face datasets | `load_dataset("webdataset", data_files="*/*.tar")`, or
+this folder | | Polars, DuckDB | `samples/*.parquet`, `ledger/*.parquet` (why each input row was kept or
+dropped), `stats/*.parquet` |
+"""
+
+LIMITS = """\
+- Captions are the sources' own; nobody read them. A score says how a model sees a pair, not that a caption is
+true. - Images near the duplicate threshold may be missed, at the rate that the recall above gives. - `repeat`
+(how often a sample is drawn) is honoured by dataengine's reader and by open_clip's factors. Other readers
+draw every sample once. - In the json members a missing text is `""` and a missing number is `-1`; the Parquet
+tables hold nulls. - Images belong to their owners under the terms of each source. To have one removed, name
+its `url` or `key`.
+"""
+
+
+def data_card(manifest: Mapping[str, Any], funnel: pa.Table, *, has_holdout: bool = False) -> str:
+    """The README of the version that `manifest` and `funnel` (FUNNEL) describe.
+
+    `manifest` is manifest.json, its `files` not needed; `has_holdout` says whether there are shards of it.
+    """
+    title = f"{manifest['name']} v{manifest['version']:06d}"
+    counts = manifest["counts"]
+    sections = {
+        "Sources": _sources(manifest["sources"], manifest["mixture"]),
+        "What was kept and dropped": _table(
+            ("source", "state", "stage", "reason", "candidates", "input rows"),
+            ([_number(cell) for cell in row.values()] for row in funnel.to_pylist()),
+        ),
+        "Scores": _facts(manifest["provenance"]),
+        "Duplicates": _facts(manifest["dedup"]),
+        "How to read it": READ_IT,
+        "Known limits": LIMITS,
+    }
+    summary = (
+        f"{counts['num_samples']:,} image-text pairs ({counts['num_draws']:,} draws an epoch) in "
+        f"{counts['num_shards']:,} WebDataset shards, {counts['nbytes']:,} bytes."
+    )
+    if manifest.get("parent"):
+        summary += f" Child of {manifest['parent']}."
+    body = "".join(f"\n## {heading}\n\n{text}" for heading, text in sections.items())
+    return f"{_front_matter(title, has_holdout)}\n# {title}\n\n{summary}\n{body}"
+
+
+def _front_matter(title: str, has_holdout: bool) -> str:
+    files = [{"split": "train", "path": "*/*.tar"}]
+    if has_holdout:
+        files.append({"split": HOLDOUT, "path": f"{HOLDOUT}/*/*.tar"})
+    matter = {
+        "pretty_name": title,
+        "task_categories": ["text-to-image", "image-to-text"],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n"
+
+
+def _sources(sources: Mapping[str, Mapping[str, Any]], mixture: Mapping[str, Any]) -> str:
+    shares = mixture["sources"]
+    columns = ("num_rows", "num_candidates", "num_emitted", "num_draws")
+    rows = [
+        [
+            name,
+            *(_number(facts[column]) for column in columns),
+            *_shares(shares.get(name, {})),
+            facts["license"] or "not stated",
+        ]
+        for name, facts in sources.items()
+    ]
+    headings = (
+        "source",
+        "input rows",
+        "candidates",
+        "emitted",
+        "draws",
+        "share asked",
+        "share realised",
+        "licence",
+    )
+    return _table(headings, rows)
+
+
+def _shares(share: Mapping[str, float | None]) -> list[str]:
+    return ["–" if share.get(name) is None else f"{share[name]:.2%}" for name in ("asked", "realised")]
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return _table(("fact", "value"), _flat(facts)) if facts else "None.\n"
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _number(value)
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(_cell(cell) for cell in line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A cell cannot end its column or row, nor start markup."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

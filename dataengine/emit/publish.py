@@ -1,0 +1,228 @@
+"""The last step: tables, side files and data card of a version, then the manifest that publishes it.
+
+Until `manifest.json` exists the version is not there. Nothing in it names a machine, a path outside or a time, so the
+same rows under the same config are the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
+from dataengine.emit.card import data_card
+from dataengine.emit.ledger import build_ledger, check_ledger, funnel, histograms
+from dataengine.emit.plan import HOLDOUT
+from dataengine.emit.sidecars import dataset_sidecars
+from dataengine.emit.versions import version_path
+from dataengine.errors import CorruptObject
+from dataengine.schemas import CANDIDATE, FUNNEL, HISTOGRAM, LEDGER, SELECTION, SHARDS, TableSchema, manifest_schema
+from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, canonical_json
+from dataengine.storage.tables import parquet_bytes, read_table
+
+FORMAT = "dataengine-dataset/1"
+LEDGER_ROWS = 1_000_000  # per ledger part: about 100 MB, one sorted run
+
+
+@dataclass(frozen=True)
+class Publish(Step):
+    """Checks that the ledger closes, writes what describes the dataset, and publishes it."""
+
+    stage: ClassVar[str] = "emit"
+    version: ClassVar[int] = 1
+    dataset: str
+    sources: tuple[str, ...]
+    scans: tuple[str, ...]
+    """Sources whose input rows were counted by a scan of their tables."""
+    licenses: Mapping[str, str]
+    scores: tuple[tuple[str, TableSchema], ...]
+    score_columns: tuple[str, ...]
+    recall_step: str | None
+    published: Mapping[str, Any]
+
+    @property
+    def unit(self) -> str:
+        return "publish"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        names = ["emit/plan", "emit/shards", "select/selection"]
+        names += [f"sources/{source}.scan" for source in self.scans]
+        names += [f"sources/{source}" for source in self.sources]
+        names += [f"score/{scorer}.{source}" for source in self.sources for scorer, _ in self.scores]
+        names += [self.recall_step] if self.recall_step else []
+        return tuple(Need(name, whole=True) for name in names)
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"dataset": self.dataset, "published": dict(self.published)}
+
+    def plan(self, context: PlanContext) -> Plan:
+        return Plan((Part("part-000000"),))
+
+    def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
+        (planned,) = inputs.commits("emit/plan")
+        writer = _Version(inputs, version_path(self.dataset, planned.facts["version"]))
+        rows = self._rows(inputs)
+        ledger = self._write_tables(rows, inputs, writer)
+        manifest = self._manifest(planned, ledger, inputs)
+        has_holdout = any(shard["split"] == HOLDOUT for shard in planned.facts["shards"])
+        writer.put("README.md", data_card(manifest, funnel(ledger), has_holdout=has_holdout).encode())
+        manifest["files"] = sorted(writer.files, key=lambda file: file["path"])
+        content = canonical_json(manifest)
+        path = f"{writer.folder}/manifest.json"
+        if inputs.root.create(path, content) != content:
+            raise CorruptObject(
+                f"{inputs.root.address(path)}: holds another manifest than its plan makes; publish anew"
+            )
+        outputs.objects["manifest"] = ObjectRef(path, len(content), hashlib.sha256(content).hexdigest())
+        outputs.rows_in, outputs.rows_out = len(ledger), manifest["counts"]["num_samples"]
+
+    def _rows(self, inputs: Inputs) -> pa.Table:
+        """Every candidate with its verdict and scores, sorted by key."""
+        (selected,) = inputs.commits("select/selection")
+        tables = []
+        for source in self.sources:
+            for i, commit in enumerate(inputs.commits(f"sources/{source}")):
+                names = ["key", "num_rows", "source", "url"]
+                candidates = read_table(inputs.root, commit.objects["candidate"].path, CANDIDATE, names)
+                chosen = read_table(inputs.root, selected.objects[f"{source}.{commit.part}"].path, SELECTION)
+                columns = {name: candidates.column(name) for name in names}
+                columns |= {name: chosen.column(name) for name in SELECTION.arrow.names if name not in columns}
+                for scorer, schema in self.scores:
+                    scored = inputs.commits(f"score/{scorer}.{source}")[i].objects["score"].path
+                    wanted = [name for name in schema.arrow.names if name in self.score_columns]
+                    table = read_table(inputs.root, scored, schema, wanted)
+                    columns |= {name: table.column(name) for name in wanted}
+                tables.append(pa.table(columns))
+        return pa.concat_tables(tables).sort_by("key").combine_chunks()
+
+    def _write_tables(self, rows: pa.Table, inputs: Inputs, writer: _Version) -> pa.Table:
+        """Writes shards, ledger, stats and side files; returns the ledger."""
+        shards = self._shards(inputs)
+        ledger = build_ledger(rows.select(["key", "num_rows", "source", "url"]), rows.select(SELECTION.arrow.names))
+        check_ledger(ledger, self._input_rows(inputs))
+        writer.adopt(inputs.commits("emit/shards"))
+        if not len(shards):
+            writer.put("samples/part-000000.parquet", parquet_bytes(manifest_schema(self.score_columns).empty()))
+        writer.put("shards.parquet", parquet_bytes(SHARDS.check(shards)))
+        for number, start in enumerate(range(0, max(len(ledger), 1), LEDGER_ROWS)):
+            content = parquet_bytes(LEDGER.check(ledger.slice(start, LEDGER_ROWS)))
+            writer.put(f"ledger/part-{number:06d}.parquet", content)
+        writer.put("stats/funnel.parquet", parquet_bytes(FUNNEL.check(funnel(ledger))))
+        measured = rows.select(["source", "verdict", *self.score_columns])
+        writer.put("stats/histogram.parquet", parquet_bytes(HISTOGRAM.check(histograms(measured, self.score_columns))))
+        trained = rows.filter(pc.equal(rows.column("split"), "train"))
+        for path, content in sorted(dataset_sidecars(self.dataset, shards, _draws_by_source(trained)).items()):
+            writer.put(path, content)
+        return ledger
+
+    def _shards(self, inputs: Inputs) -> pa.Table:
+        (planned,) = inputs.commits("emit/plan")
+        rows = []
+        for shard, commit in zip(planned.facts["shards"], inputs.commits("emit/shards"), strict=True):
+            tar = commit.objects["tar"]
+            places = {"path": tar.path.partition(f"/v{planned.facts['version']:06d}/")[2], "shard": shard["name"]}
+            names = ("source", "format", "num_samples", "min_key", "max_key")
+            rows.append({name: shard[name] for name in names} | places | {"nbytes": tar.nbytes, "sha256": tar.sha256})
+        rows.sort(key=lambda row: row["shard"])
+        return SHARDS.table({name: [row[name] for row in rows] for name in SHARDS.arrow.names})
+
+    def _input_rows(self, inputs: Inputs) -> dict[str, int]:
+        """Input rows by source, as counted where they were first read."""
+        counted = {}
+        for source in self.sources:
+            step = f"sources/{source}.scan" if source in self.scans else f"sources/{source}"
+            counted[source] = sum(commit.rows_in for commit in inputs.commits(step))
+        return counted
+
+    def _manifest(self, planned: Commit, ledger: pa.Table, inputs: Inputs) -> dict[str, Any]:
+        (selected,) = inputs.commits("select/selection")
+        shards = inputs.commits("emit/shards")
+        mixture = selected.facts["mixture"]
+        input_rows = self._input_rows(inputs)
+        return {
+            "format": FORMAT,
+            "name": self.dataset,
+            "version": planned.facts["version"],
+            "parent": None,
+            "plan": planned.facts["plan"],
+            **self.published,
+            "sources": {source: self._source_counts(source, ledger, mixture, input_rows) for source in self.sources},
+            "mixture": mixture,
+            "provenance": self._provenance(inputs),
+            "dedup": self._recall(inputs),
+            "counts": {
+                "num_samples": sum(commit.rows_out for commit in shards),
+                "num_draws": sum(of_source["realised"] for of_source in mixture["sources"].values()),
+                "num_shards": len(shards),
+                "nbytes": sum(commit.objects["tar"].nbytes for commit in shards),
+            },
+        }
+
+    def _source_counts(
+        self, source: str, ledger: pa.Table, mixture: Mapping[str, Any], input_rows: Mapping[str, int]
+    ) -> dict[str, Any]:
+        mine = ledger.filter(pc.equal(ledger.column("source"), source))
+        return {
+            "license": self.licenses[source],
+            "num_rows": input_rows[source],
+            "num_candidates": len(mine),
+            "num_emitted": pc.sum(pc.equal(mine.column("state"), "emitted")).as_py() or 0,
+            "num_draws": mixture["sources"][source]["realised"],
+        }
+
+    def _provenance(self, inputs: Inputs) -> dict[str, Any]:
+        """What scored the rows, by scorer; a list where parts were scored by different ones."""
+        found: dict[str, Any] = {}
+        for scorer, _ in self.scores:
+            facts = [
+                commit.facts["provenance"]
+                for source in self.sources
+                for commit in inputs.commits(f"score/{scorer}.{source}")
+            ]
+            different = {canonical_json(item): item for item in facts}
+            items = [different[name] for name in sorted(different)]
+            found[scorer] = items[0] if len(items) == 1 else items
+        return found
+
+    def _recall(self, inputs: Inputs) -> dict[str, Any]:
+        if self.recall_step is None:
+            return {}
+        return {"image_recall": inputs.commits(self.recall_step)[0].facts["recall"]}
+
+
+class _Version:
+    """Writes the files of one version and remembers them for the manifest."""
+
+    def __init__(self, inputs: Inputs, folder: str) -> None:
+        self._root = inputs.root
+        self.folder = folder
+        self.files: list[dict[str, Any]] = []
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file; its bytes are a pure function of the version's plan."""
+        self._root.put(f"{self.folder}/{path}", content)
+        self._remember(path, len(content), hashlib.sha256(content).hexdigest())
+
+    def adopt(self, commits: list[Commit]) -> None:
+        """Remember the files that the shard parts wrote."""
+        for item in self._objects(commits):
+            self._remember(item.path.removeprefix(f"{self.folder}/"), item.nbytes, item.sha256)
+
+    def _objects(self, commits: list[Commit]) -> Iterator[ObjectRef]:
+        for commit in commits:
+            yield from commit.objects.values()
+
+    def _remember(self, path: str, nbytes: int, sha256: str) -> None:
+        self.files.append({"path": path, "nbytes": nbytes, "sha256": sha256})
+
+
+def _draws_by_source(rows: pa.Table) -> Counter[str]:
+    summed = rows.group_by("source").aggregate([("repeat", "sum")])
+    return Counter(dict(zip(summed.column("source").to_pylist(), summed.column("repeat_sum").to_pylist(), strict=True)))

@@ -1,0 +1,190 @@
+"""The board: for every step its parts, which of them are committed, and which may start now.
+
+Everything on it is read from commits, so a new driver sees what the last one left. Nothing here runs work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from dataengine.contract import Inputs, PlanContext, Step, WholeUnit
+from dataengine.errors import InputError, StorageError
+from dataengine.storage.rundir import Commit, Part, Plan, RunDirectory, UnitDirectory
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part that may start: everything a worker must be told."""
+
+    step: Step
+    part: Part
+    directory: UnitDirectory
+    inputs: Inputs
+
+
+@dataclass
+class StepState:
+    """What is known of one step."""
+
+    step: Step
+    directory: UnitDirectory
+    plan: Plan | None = None
+    stored: dict[str, list[Commit]] = field(default_factory=dict)
+    done: dict[str, Commit] = field(default_factory=dict)
+    reused: int = 0
+    waiting: dict[str, Part] = field(default_factory=dict)
+    complete_path: str | None = None
+    problem: str | None = None
+    """Why its inputs cannot be planned; only a board that is not stored goes on without them."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned part is committed."""
+        return self.plan is not None and len(self.done) == len(self.plan.parts)
+
+    def commits(self) -> list[Commit]:
+        """Commits in part order; the step must be complete."""
+        assert self.plan is not None
+        return [self.done[part.name] for part in self.plan.parts]
+
+
+class Board(PlanContext):
+    """Tracks steps in topological order. With `store=False` nothing is written, and only what exists is shown."""
+
+    def __init__(self, run: RunDirectory, steps: Sequence[Step], recipes: dict[str, str], *, store: bool) -> None:
+        self.root = run.root
+        self._store = store
+        self.states = {
+            step.name: StepState(step, run.unit(step.stage, step.unit, recipes[step.name])) for step in steps
+        }
+
+    def parts(self, step: str) -> tuple[Part, ...]:
+        plan = self.states[step].plan
+        assert plan is not None
+        return plan.parts
+
+    def commits(self, step: str) -> list[Commit]:
+        return self.states[step].commits()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is complete."""
+        return all(state.complete for state in self.states.values())
+
+    def advance(self) -> Iterator[Job]:
+        """Plan what can be planned and yield the parts that may start and are not committed yet, each once."""
+        for state in self.states.values():
+            if state.plan is None and state.problem is None and self._plannable(state.step):
+                self._open(state)
+            if state.plan is None:
+                continue
+            for part in list(state.waiting.values()):
+                inputs = self._inputs(state.step, part)
+                if inputs is None:
+                    continue
+                del state.waiting[part.name]
+                found = self._matching(state, part, inputs)
+                if found is None:
+                    yield Job(state.step, part, state.directory, inputs)
+                else:
+                    state.reused += 1
+                    self.commit(state.step.name, found)
+            if state.complete and state.complete_path is None:
+                self._close(state)
+
+    def commit(self, step: str, commit: Commit) -> None:
+        """Note that a part exists."""
+        state = self.states[step]
+        state.done[commit.part] = commit
+        if state.complete:
+            self._close(state)
+
+    def _plannable(self, step: Step) -> bool:
+        needs = all(self.states[need.step].plan is not None for need in step.needs)
+        return needs and all(self.states[name].complete_path is not None for name in step.plan_needs)
+
+    def _open(self, state: StepState) -> None:
+        plan = self._plan(state)
+        if plan is None:
+            return
+        state.plan = plan
+        state.waiting = {part.name: part for part in plan.parts}
+        found = state.directory.find_complete(plan)
+        if found is not None:
+            state.stored = {commit.part: [commit] for commit in found[1]}
+        if found is None or not self._all_fit(state):
+            state.stored = state.directory.load_commits()
+
+    def _plan(self, state: StepState) -> Plan | None:
+        if self._store:
+            return state.directory.store_plan(state.step.plan(self))
+        try:
+            return state.step.plan(self)
+        except (InputError, StorageError) as error:
+            state.problem = str(error)
+            return None
+
+    def _all_fit(self, state: StepState) -> bool:
+        assert state.plan is not None
+        for part in state.plan.parts:
+            inputs = self._inputs(state.step, part)
+            if inputs is None or self._matching(state, part, inputs) is None:
+                return False
+        return True
+
+    def _matching(self, state: StepState, part: Part, inputs: Inputs) -> Commit | None:
+        stored = state.stored.get(part.name)
+        if not stored:
+            return None
+        reads = part_reads(part, inputs)
+        return next((commit for commit in reversed(stored) if commit.reads == reads), None)
+
+    def _inputs(self, step: Step, part: Part) -> Inputs | None:
+        by_part: dict[str, Commit] = {}
+        whole: dict[str, WholeUnit] = {}
+        for need in step.needs:
+            state = self.states[need.step]
+            if need.whole:
+                if state.complete_path is None:
+                    return None
+                whole[need.step] = WholeUnit(state.directory, state.complete_path)
+            elif part.name in state.done:
+                by_part[need.step] = state.done[part.name]
+            else:
+                return None
+        return Inputs(self.root, by_part, whole)
+
+    def _close(self, state: StepState) -> None:
+        assert state.plan is not None
+        commits = state.commits()
+        state.step.check(commits)
+        found = state.directory.find_complete(state.plan)
+        if found is not None and found[1] == commits:
+            state.complete_path = found[0]
+        elif self._store:
+            state.complete_path = state.directory.store_complete(state.plan, commits)
+
+    def survey(self) -> None:
+        """Look as far as commits allow without running anything; a step that cannot be planned says why."""
+        before = -1
+        while self._known() != before:
+            before = self._known()
+            for _ in self.advance():
+                pass
+
+    def _known(self) -> int:
+        return sum(len(state.done) + (state.plan is not None) for state in self.states.values())
+
+    def require_progress(self) -> None:
+        """Raise StorageError when nothing runs and nothing can start, as only a damaged run directory causes."""
+        stuck = [name for name, state in self.states.items() if not state.complete]
+        if stuck:
+            raise StorageError(
+                f"{self.root.url}: no part of {', '.join(stuck)} can start; the run directory is incomplete"
+            )
+
+
+def part_reads(part: Part, inputs: Inputs) -> dict[str, str]:
+    """What a commit of `part` names as read: its needs, and the outside objects that the plan fingerprinted."""
+    return {**inputs.reads(), **part.spec.get("reads", {})}

@@ -1,0 +1,154 @@
+"""Runs jobs on a Ray cluster: a task per part, and actors for stages whose workers keep a model.
+
+Ray retries nothing for us. A part whose worker or machine died is submitted again, a bounded number of times; what made
+it exist is its commit, so a half-dead attempt does no harm.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from dataengine.contract import Machine
+from dataengine.engine.board import Job
+from dataengine.engine.worker import Outcome, run_job
+from dataengine.errors import TryAgainError
+
+# Jobs queued at Ray beyond those that run, so that a worker never waits for the driver.
+_QUEUE_AHEAD = 1
+
+
+def connect(address: str | None) -> dict[str, float]:
+    """Join or start a cluster; its resources by name (CPU, GPU)."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address is None and "RAY_ADDRESS" not in os.environ:
+            # Image bytes never travel through the object store, so it may be small.
+            options |= {"include_dashboard": False, "object_store_memory": 200 * 2**20, "address": "local"}
+        else:
+            options |= {"address": address or os.environ["RAY_ADDRESS"]}
+        ray.init(**options)
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class _Pool:
+    """Actors of one stage that wait for a part; each does one at a time."""
+
+    idle: list[Any] = field(default_factory=list)
+
+
+class RayExecutor:
+    """Submits jobs to Ray within each stage's number of workers."""
+
+    def __init__(self, machines: dict[str, Machine], task_retries: int) -> None:
+        self._machines = machines
+        self._retries = task_retries
+        self._jobs: dict[Any, tuple[Job, int, Any]] = {}
+        self._pools: dict[str, _Pool] = {}
+
+    def has_room(self, stage: str) -> bool:
+        """Whether a worker of `stage` is free, or will be before the driver looks again."""
+        running = sum(1 for job, _, _ in self._jobs.values() if job.step.stage == stage)
+        ahead = 0 if stage in self._pools else _QUEUE_AHEAD
+        return running < self._machines[stage].num_workers + ahead
+
+    def submit(self, job: Job) -> None:
+        """Start a job."""
+        self._start(job, attempts=1)
+
+    def _start(self, job: Job, attempts: int) -> None:
+        machine = self._machines[job.step.stage]
+        if job.step.stateful:
+            actor = self._take_actor(job.step.stage, machine)
+            handle = actor.run.remote(job, machine)
+        else:
+            actor = None
+            options = {"num_cpus": machine.num_cpus, "num_gpus": machine.num_gpus, "max_retries": 0}
+            handle = _run_remote(options).remote(job, machine)
+        self._jobs[handle] = (job, attempts, actor)
+
+    def _take_actor(self, stage: str, machine: Machine) -> Any:
+        pool = self._pools.setdefault(stage, _Pool())
+        if pool.idle:
+            return pool.idle.pop()
+        return ray.remote(_Worker).options(num_cpus=machine.num_cpus, num_gpus=machine.num_gpus).remote()
+
+    def wait(self, seconds: float) -> Outcome | None:
+        """The next outcome, or None when none came in time. Raises TryAgainError when a part's workers keep dying."""
+        done, _ = ray.wait(list(self._jobs), num_returns=1, timeout=seconds)
+        if not done:
+            return None
+        job, attempts, actor = self._jobs.pop(done[0])
+        try:
+            outcome: Outcome = ray.get(done[0])
+        except RayTaskError:
+            raise  # run_job catches everything, so this is a fault of the engine itself
+        except RayError as error:
+            self._retry(job, attempts, error)
+            return None
+        if actor is not None:
+            self._pools[job.step.stage].idle.append(actor)
+        return outcome
+
+    def _retry(self, job: Job, attempts: int, error: RayError) -> None:
+        if attempts > self._retries:
+            raise TryAgainError(
+                f"{job.step.name} {job.part.name}: its worker died {attempts} times, last with "
+                f"{type(error).__name__}: {error}. Run the same command again; if it dies again, give the stage's "
+                f"workers more memory or look into the cluster's logs."
+            ) from error
+        self._start(job, attempts + 1)
+
+    def retire(self, stage: str) -> None:
+        """Free what the stage's idle actors hold."""
+        for actor in self._pools.pop(stage, _Pool()).idle:
+            ray.kill(actor)
+
+    def close(self) -> None:
+        """Stop what runs and let go of the actors; Ray itself stays, for it may belong to others."""
+        for handle, (_, _, actor) in self._jobs.items():
+            if actor is None:
+                ray.cancel(handle, force=True)
+            else:
+                ray.kill(actor)
+        for pool in self._pools.values():
+            for actor in pool.idle:
+                ray.kill(actor)
+        self._jobs.clear()
+        self._pools.clear()
+
+
+class _Worker:
+    """An actor that runs jobs of a stateful stage; the stage caches its model in the process."""
+
+    def run(self, job: Job, machine: Machine) -> Outcome:
+        return run_job(job, machine)
+
+
+def _run_remote(options: dict[str, Any]) -> Any:
+    return ray.remote(run_job).options(**options)
+
+
+def worker_counts(
+    resources: dict[str, float], wanted: dict[str, tuple[float, float, int | None]], stateful: Callable[[str], bool]
+) -> dict[str, int]:
+    """Workers of each stage that the cluster can hold: stage → (num_cpus, num_gpus, max_workers) in, count out.
+
+    A stateful stage keeps its workers while others run, so on CPUs it takes at most half of them.
+    """
+    counts = {}
+    for stage, (num_cpus, num_gpus, max_workers) in wanted.items():
+        fits = resources.get("CPU", 1.0) / num_cpus
+        if num_gpus:
+            fits = min(fits, resources.get("GPU", 0.0) / num_gpus)
+        elif stateful(stage):
+            fits /= 2
+        counts[stage] = max(1, min(int(fits), max_workers or int(fits) or 1))
+    return counts

@@ -1,0 +1,123 @@
+"""The driver: keeps workers busy with parts that may start, later stages first, until every step is complete.
+
+It holds no truth. Killed at any moment and started again, it reads the commits and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dataengine.engine.board import Board, Job
+from dataengine.engine.worker import Outcome
+from dataengine.errors import TryAgainError
+
+_POLL_SECONDS = 1.0
+
+
+class Executor(Protocol):
+    """Somewhere jobs run."""
+
+    def has_room(self, stage: str) -> bool:
+        """Whether another job of `stage` may be submitted now."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job."""
+
+    def wait(self, seconds: float) -> Outcome | None:
+        """The next outcome, or None when none came in time."""
+
+    def retire(self, stage: str) -> None:
+        """Let go of the workers of a stage that has nothing left to do."""
+
+    def close(self) -> None:
+        """Let go of all workers."""
+
+
+class Watcher(Protocol):
+    """Someone who is told how the run goes."""
+
+    def update(self, board: Board, running: Iterable[Job]) -> None:
+        """Called whenever something changed, and at least about once a second."""
+
+
+@dataclass
+class Runner:
+    """Drives a board to its end."""
+
+    board: Board
+    start_executor: Callable[[], Executor]
+    """Called when the first job is there; never for a run that has nothing to do."""
+    watcher: Watcher
+    stall_seconds: float
+    _ready: dict[str, list[Job]] = field(default_factory=dict)
+    _running: dict[tuple[str, str], Job] = field(default_factory=dict)
+
+    def run(self) -> int:
+        """Complete every step; the number of parts that were run. Raises the first error of any part."""
+        executor: Executor | None = None
+        num_run = 0
+        last_commit = time.monotonic()
+        try:
+            while True:
+                self._collect()
+                if self._ready and executor is None:
+                    executor = self.start_executor()
+                    last_commit = time.monotonic()
+                if executor is not None:
+                    self._submit(executor)
+                self.watcher.update(self.board, self._running.values())
+                if not self._running:
+                    if not self.board.finished:
+                        self.board.require_progress()
+                    return num_run
+                assert executor is not None
+                outcome = executor.wait(_POLL_SECONDS)
+                if outcome is None:
+                    self._watch(last_commit)
+                    continue
+                self._finish(outcome)
+                self._retire(executor, outcome.step)
+                num_run += 1
+                last_commit = time.monotonic()
+        finally:
+            if executor is not None:
+                executor.close()
+
+    def _collect(self) -> None:
+        for job in self.board.advance():
+            self._ready.setdefault(job.step.name, []).append(job)
+
+    def _submit(self, executor: Executor) -> None:
+        # Later steps first: a downloaded part is scored before another one is downloaded, so little lies about.
+        for name in reversed(list(self.board.states)):
+            jobs = self._ready.get(name)
+            while jobs and executor.has_room(jobs[0].step.stage):
+                job = jobs.pop(0)
+                self._running[job.step.name, job.part.name] = job
+                executor.submit(job)
+            if not jobs:
+                self._ready.pop(name, None)
+
+    def _finish(self, outcome: Outcome) -> None:
+        del self._running[outcome.step, outcome.part]
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.commit is not None
+        self.board.commit(outcome.step, outcome.commit)
+
+    def _retire(self, executor: Executor, step: str) -> None:
+        stage = self.board.states[step].step.stage
+        if all(state.complete for state in self.board.states.values() if state.step.stage == stage):
+            executor.retire(stage)
+
+    def _watch(self, last_commit: float) -> None:
+        idle = time.monotonic() - last_commit
+        if idle > self.stall_seconds:
+            running = ", ".join(f"{step} {part}" for step, part in self._running)
+            raise TryAgainError(
+                f"no part was committed for {idle:.0f} s (execution.stall_seconds: {self.stall_seconds:.0f}); "
+                f"running: {running}. Run the same command again to continue."
+            )

@@ -1,0 +1,174 @@
+"""One job: a config, carried out. Both the command line and the Ray-job entry point call `run_job`, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dataengine import __version__
+from dataengine.config.run import ExecutionConfig, RunConfig
+from dataengine.contract import Machine
+from dataengine.engine.board import Board
+from dataengine.engine.progress import ProgressView
+from dataengine.engine.runner import Executor, Runner
+from dataengine.engine.serial import SerialExecutor
+from dataengine.errors import InputError, StorageError
+from dataengine.pipeline import STAGES, Pipeline, build_pipeline
+from dataengine.storage.rundir import Commit, RunDirectory, UnitDirectory
+from dataengine.storage.store import Root
+
+STATEFUL_STAGES = frozenset({"score"})
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a job came to."""
+
+    board: Board
+    num_parts_run: int
+    """Parts that were worked on now; 0 when everything was there already."""
+    dataset: str | None
+    """Address of the published version; None when the job stopped before emit."""
+
+
+def run_directory(config: RunConfig) -> RunDirectory:
+    """Where the run of `config` keeps its state."""
+    root = Root(config.root, tuple(sorted(config.storage_options.items())))
+    return RunDirectory(root, config.name)
+
+
+def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Finished:
+    """Carry out `config` up to a stage, reusing every part that is committed already.
+
+    Raises ConfigError, InputError, DataBudgetError, StorageError or TryAgainError; what was committed stays.
+    """
+    pipeline = build_pipeline(config).until(until)
+    run = run_directory(config)
+    _probe(run)
+    _record(run, config, pipeline)
+    _render_sample_web(config, run.root, console)
+    board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
+    with ExitStack() as services, ProgressView(console) as view:
+        start = _executor_starter(config, run.root, services, console)
+        num_run = Runner(board, start, view, config.execution.stall_seconds).run()
+    return Finished(board, num_run, _published(board, run.root))
+
+
+def survey_job(config: RunConfig) -> Board:
+    """The board of `config` as it stands; nothing is written or run."""
+    pipeline = build_pipeline(config)
+    run = run_directory(config)
+    board = Board(run, pipeline.steps, dict(pipeline.recipes), store=False)
+    board.survey()
+    return board
+
+
+def _published(board: Board, root: Root) -> str | None:
+    state = board.states.get("emit/publish")
+    if state is None:
+        return None
+    (commit,) = state.commits()
+    return root.address(commit.objects["manifest"].path.removesuffix("/manifest.json"))
+
+
+def _probe(run: RunDirectory) -> None:
+    """Refuse a store that does not keep the one promise everything rests on."""
+    path = f"{run.path}/create-once"
+    first = run.root.create(path, b"first")
+    if run.root.create(path, b"second") != first:
+        raise StorageError(
+            f"{run.root.address(path)}: this store replaced an object that must be created once (If-None-Match is "
+            f"ignored), so parallel attempts could mix; use a store that supports conditional writes"
+        )
+
+
+def _record(run: RunDirectory, config: RunConfig, pipeline: Pipeline) -> None:
+    units = [run.unit(step.stage, step.unit, pipeline.recipes[step.name]).path for step in pipeline.steps]
+    environment = {"dataengine": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    record = {"config": config.model_dump(mode="json"), "units": units, "environment": environment}
+    run.record_config(record, asked_at=utc_now().isoformat(timespec="seconds"))
+
+
+def utc_now() -> datetime:
+    """The time; handed to stages so that they hold no clock of their own."""
+    return datetime.now(UTC)
+
+
+def _executor_starter(config: RunConfig, root: Root, services: ExitStack, console: Console) -> Callable[[], Executor]:
+    def start() -> Executor:
+        hosts = services.enter_context(_sample_web(config, root))
+        execution = config.execution
+        if execution.runner == "serial":
+            return SerialExecutor(_machines(execution, dict.fromkeys(STAGES, 1), hosts))
+        from dataengine.engine.cluster import RayExecutor, connect, worker_counts
+
+        console.print("starting Ray ..." if execution.address is None else f"joining Ray at {execution.address} ...")
+        wanted = {stage: getattr(execution, stage) for stage in STAGES}
+        needs = {stage: (item.num_cpus, item.num_gpus, item.max_workers) for stage, item in wanted.items()}
+        counts = worker_counts(connect(execution.address), needs, STATEFUL_STAGES.__contains__)
+        return RayExecutor(_machines(execution, counts, hosts), execution.task_retries)
+
+    return start
+
+
+def _machines(execution: ExecutionConfig, counts: dict[str, int], hosts: dict[str, str]) -> dict[str, Machine]:
+    machines = {}
+    for stage in STAGES:
+        wanted = getattr(execution, stage)
+        machines[stage] = Machine(wanted.num_cpus, wanted.num_gpus, counts[stage], hosts, utc_now)
+    return machines
+
+
+def _web_folder(config: RunConfig, root: Root) -> Path:
+    folder = root.local_path("sample-web")
+    if folder is None:
+        raise InputError(f"sample_web: is rendered to a local folder, but root is {config.root}; use a local root")
+    return folder
+
+
+def _render_sample_web(config: RunConfig, root: Root, console: Console) -> None:
+    if config.sample_web is None:
+        return
+    from dataengine.testing.web import render_web
+
+    folder = _web_folder(config, root)
+    if not (folder / "web.json").exists():
+        console.print(f"rendering the sample web into {folder} ...", soft_wrap=True)
+    render_web(folder, config.sample_web.seed, config.sample_web.num_scenes)
+
+
+@contextlib.contextmanager
+def _sample_web(config: RunConfig, root: Root) -> Iterator[dict[str, str]]:
+    if config.sample_web is None:
+        yield {}
+        return
+    from dataengine.testing.server import serve
+    from dataengine.testing.web import render_web
+
+    web = render_web(_web_folder(config, root), config.sample_web.seed, config.sample_web.num_scenes)
+    with serve(web) as hosts:
+        yield hosts
+
+
+def unit_commits(run: RunDirectory, path: str) -> tuple[int, list[Commit]]:
+    """Planned parts and newest commits of the unit in folder `path`, from the store alone."""
+    unit = UnitDirectory(run.root, path)
+    plans = unit.load_plans()
+    if not plans:
+        return 0, []
+    names = {part.name for part in plans[-1].parts}
+    commits = [found[-1] for part, found in unit.load_commits().items() if part in names]
+    return len(names), commits
+
+
+def dumped_config(record: dict[str, Any]) -> RunConfig:
+    """The config in a record that a run kept."""
+    return RunConfig.model_validate(record["config"])

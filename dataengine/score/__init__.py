@@ -1,0 +1,1 @@
+"""Score: images and captions in; CLIP scores, heads, embeddings and measures out."""

@@ -1,0 +1,145 @@
+"""A local or network file system as a store: write aside, fsync, link to the final name.
+
+`link` fails when the name exists, which makes it the create-once primitive; a name only ever points at whole files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from dataengine.errors import CorruptObject, MissingObject, StorageError
+
+
+class LocalBackend:
+    """Objects are files under `base`."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+
+    def get(self, path: str) -> bytes:
+        with _faults(self._base / path):
+            return (self._base / path).read_bytes()
+
+    def get_range(self, path: str, offset: int, nbytes: int) -> bytes:
+        file = self._base / path
+        with _faults(file), file.open("rb", buffering=0) as stream:
+            content = os.pread(stream.fileno(), nbytes, offset)
+        if len(content) != nbytes:
+            raise CorruptObject(
+                f"{file}: wanted {nbytes} bytes at {offset}, the file ends after {len(content)} of them"
+            )
+        return content
+
+    def put(self, path: str, content: bytes) -> None:
+        with self.writer(path) as stream:
+            stream.write(content)
+
+    def create(self, path: str, content: bytes) -> bytes:
+        file = self._base / path
+        with _faults(file):
+            aside = self._write_aside(file, content)
+            try:
+                os.link(aside, file)
+            except FileExistsError:
+                return file.read_bytes()
+            finally:
+                aside.unlink()
+            _sync_folder(file.parent)
+        return content
+
+    @contextmanager
+    def writer(self, path: str) -> Iterator[BinaryIO]:
+        file = self._base / path
+        with _faults(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = _aside(file)
+            try:
+                with aside.open("xb") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                # Replaces at most the same bytes: a path is unique to its attempt, or its bytes to its inputs.
+                aside.replace(file)
+            finally:
+                aside.unlink(missing_ok=True)
+            _sync_folder(file.parent)
+
+    def size(self, path: str) -> int | None:
+        with _faults(self._base / path):
+            try:
+                status = (self._base / path).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return status.st_size if not (self._base / path).is_dir() else None
+
+    def fingerprint(self, path: str) -> str | None:
+        if self.size(path) is None:
+            return None
+        status = (self._base / path).stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
+    def list(self, prefix: str) -> list[str]:
+        folder = self._base / prefix
+        with _faults(folder):
+            found = (
+                Path(parent, name).relative_to(self._base).as_posix()
+                for parent, _, names in os.walk(folder)
+                for name in names
+                if not name.startswith(".aside-")
+            )
+            return sorted(found)
+
+    def local_path(self, path: str) -> Path:
+        return self._base / path
+
+    def _write_aside(self, file: Path, content: bytes) -> Path:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = _aside(file)
+        try:
+            with aside.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        return aside
+
+
+def _aside(file: Path) -> Path:
+    return file.parent / f".aside-{secrets.token_hex(8)}"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _faults(file: Path) -> Iterator[None]:
+    """Turns what the operating system says into a StorageError that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingObject(f"{file}: no such object") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"{file}: no space left ({_free(file)} free); make room and run the same command again"
+            ) from error
+        raise StorageError(f"{file}: {error.strerror or error}; check the path and its permissions") from error
+
+
+def _free(file: Path) -> str:
+    parent = next(folder for folder in file.parents if folder.exists())
+    return f"{shutil.disk_usage(parent).free / 2**20:,.0f} MiB"

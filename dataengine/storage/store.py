@@ -1,0 +1,195 @@
+"""Root: one address under which runs and datasets live, on a local disk or an object store.
+
+Objects are immutable bytes under a path. All safety rests on one primitive, `create`: the first writer of a path wins
+for ever, and whoever asks is told what the path holds. There is no rename, no lock, no clock, and listing
+is only a hint.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from dataengine.errors import ConfigError, StorageError
+from dataengine.storage.hashing import HashingWriter
+
+READ_AHEAD_BYTES = 4 * 2**20  # a ranged GET costs about as much as 4 MiB of transfer
+
+
+class Backend(Protocol):
+    """What a kind of store must be able to do; paths are relative to the backend's base."""
+
+    def get(self, path: str) -> bytes: ...
+    def get_range(self, path: str, offset: int, nbytes: int) -> bytes: ...
+    def put(self, path: str, content: bytes) -> None: ...
+    def create(self, path: str, content: bytes) -> bytes: ...
+    def writer(self, path: str) -> AbstractContextManager[BinaryIO]: ...
+    def size(self, path: str) -> int | None: ...
+    def fingerprint(self, path: str) -> str | None: ...
+    def list(self, prefix: str) -> list[str]: ...
+    def local_path(self, path: str) -> Path | None: ...
+
+
+@dataclass(frozen=True)
+class Root:
+    """Objects under `url` (a folder or s3://, gs://, az://). Small, and may be sent to any worker.
+
+    A path is relative to the root; one that is absolute (`/x`) or a URL reaches another store with the same options.
+    Every method raises StorageError (MissingObject, CorruptObject) with the object's full address.
+    """
+
+    url: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    def get(self, path: str) -> bytes:
+        """The whole object."""
+        backend, inner = self._locate(path)
+        return backend.get(inner)
+
+    def get_range(self, path: str, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`; raises CorruptObject when the object ends before."""
+        backend, inner = self._locate(path)
+        return backend.get_range(inner, offset, nbytes)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Store an object whose path only this attempt writes, or whose bytes are the same whoever writes them."""
+        backend, inner = self._locate(path)
+        backend.put(inner, content)
+
+    def create(self, path: str, content: bytes) -> bytes:
+        """Store `content` unless the path is taken; the bytes that the path now holds for ever.
+
+        An unclear answer (time-out, 5xx, conflict) is settled by reading the object back.
+        """
+        backend, inner = self._locate(path)
+        return backend.create(inner, content)
+
+    def writer(self, path: str) -> HashingWriter:
+        """A stream into a new object that appears whole when the `with` block ends, or not at all."""
+        backend, inner = self._locate(path)
+        return HashingWriter(backend.writer(inner))
+
+    def open(self, path: str) -> BinaryIO:
+        """A seekable, buffered reader of the object."""
+        local = self.local_path(path)
+        if local is not None:
+            backend, inner = self._locate(path)
+            return _open_local(local, backend, inner)
+        return io.BufferedReader(_RangeReader(self, path), READ_AHEAD_BYTES)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of the object; None when it is not there."""
+        backend, inner = self._locate(path)
+        return backend.size(inner)
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+        return self.size(path) is not None
+
+    def fingerprint(self, path: str) -> str | None:
+        """A cheap text that changes when the object does (size and ETag or time of change); None when absent."""
+        backend, inner = self._locate(path)
+        return backend.fingerprint(inner)
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted paths of the objects under the folder `prefix`, in the form they can be opened with."""
+        backend, inner = self._locate(prefix)
+        stem = prefix.rstrip("/")
+        cut = len(inner.rstrip("/"))
+        return sorted(
+            (stem + path[cut:]).lstrip("/") if not _is_absolute(prefix) else stem + path[cut:]
+            for path in backend.list(inner)
+        )
+
+    def local_path(self, path: str) -> Path | None:
+        """Where the object lies on this machine's disk, if the store is one."""
+        backend, inner = self._locate(path)
+        return backend.local_path(inner)
+
+    def address(self, path: str) -> str:
+        """The object's full address, to be opened from any root."""
+        return path if _is_absolute(path) else f"{_absolute_url(self.url)}/{path}"
+
+    def _locate(self, path: str) -> tuple[Backend, str]:
+        base, inner = _split(self.address(path))
+        return _backend(base, self.options), inner
+
+
+def _is_absolute(path: str) -> bool:
+    return "://" in path or path.startswith("/")
+
+
+def _absolute_url(url: str) -> str:
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def _split(address: str) -> tuple[str, str]:
+    """`s3://bucket/a/b` → (`s3://bucket`, `a/b`); a local path → (`/`, path without its leading slash)."""
+    address = address.removeprefix("file://")
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return "/", address.lstrip("/")
+    bucket, _, inner = rest.partition("/")
+    return f"{scheme}://{bucket}", inner
+
+
+@functools.lru_cache(maxsize=64)
+def _backend(base: str, options: tuple[tuple[str, str], ...]) -> Backend:
+    if base == "/":
+        from dataengine.storage.local import LocalBackend
+
+        return LocalBackend(Path("/"))
+    scheme = base.partition("://")[0]
+    if scheme not in ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss"):
+        raise ConfigError(f"{base}: no such kind of store; roots are folders, s3://, gs:// or az:// URLs")
+    from dataengine.storage.remote import RemoteBackend
+
+    return RemoteBackend(base, dict(options))
+
+
+def _open_local(local: Path, backend: Backend, inner: str) -> BinaryIO:
+    try:
+        return local.open("rb")
+    except FileNotFoundError:
+        backend.get_range(inner, 0, 0)  # raises MissingObject with the address
+        raise
+    except OSError as error:
+        raise StorageError(f"{local}: cannot open: {error}") from error
+
+
+class _RangeReader(io.RawIOBase):
+    """Random access to a remote object through ranged reads."""
+
+    def __init__(self, root: Root, path: str) -> None:
+        size = root.size(path)
+        if size is None:
+            root.get(path)  # raises MissingObject with the address
+            raise StorageError(f"{root.address(path)}: appeared while it was being opened; try again")
+        self._root, self._path, self._size, self._position = root, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        nbytes = min(len(buffer), max(0, self._size - self._position))
+        if nbytes:
+            buffer[:nbytes] = self._root.get_range(self._path, self._position, nbytes)
+            self._position += nbytes
+        return nbytes

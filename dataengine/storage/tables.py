@@ -1,0 +1,85 @@
+"""Tables and arrays as objects: Parquet with fixed settings, so that equal tables are equal bytes; `.npy` arrays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dataengine.errors import CorruptObject
+from dataengine.schemas import TableSchema
+from dataengine.storage.store import Root
+
+ROW_GROUP_ROWS = 65_536  # a few MB of narrow columns: small enough to skip, large enough to compress
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """`table` as a Parquet file whose bytes depend on nothing else."""
+    sink = io.BytesIO()
+    _write(sink, table.schema, [table], ROW_GROUP_ROWS)
+    return sink.getvalue()
+
+
+def bucketed_parquet_bytes(buckets: Sequence[pa.Table]) -> bytes:
+    """A Parquet file with row group `i` = `buckets[i]`, so that a reducer reads its bucket alone; some may be empty."""
+    sink = io.BytesIO()
+    _write(sink, buckets[0].schema, buckets, max(1, *(len(bucket) for bucket in buckets)))
+    return sink.getvalue()
+
+
+def _write(sink: io.BytesIO, schema: pa.Schema, groups: Iterable[pa.Table], row_group_rows: int) -> None:
+    writer = pq.ParquetWriter(
+        sink, schema, compression="zstd", compression_level=3, write_page_checksum=True, store_schema=True
+    )
+    with writer:
+        for group in groups:
+            writer.write_table(group.combine_chunks(), row_group_size=row_group_rows)
+
+
+def read_table(root: Root, path: str, schema: TableSchema, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table at `path`, checked against `schema`; only `columns` (in schema order) when given.
+
+    Raises CorruptObject when the object is not that table, MissingObject when it is absent.
+    """
+    wanted = schema.arrow if columns is None else pa.schema([schema.arrow.field(name) for name in columns])
+    try:
+        with root.open(path) as file:
+            table = pq.read_table(file, columns=wanted.names, page_checksum_verification=True)
+        return table.select(wanted.names).cast(wanted).replace_schema_metadata(table.schema.metadata)
+    except (pa.ArrowException, KeyError) as error:
+        raise CorruptObject(f"{root.address(path)}: not a readable {schema.name} table: {error}") from error
+
+
+def read_bucket(root: Root, path: str, schema: TableSchema, bucket: int) -> pa.Table:
+    """Row group `bucket` of a file that `bucketed_parquet_bytes` made."""
+    try:
+        with root.open(path) as file:
+            reader = pq.ParquetFile(file, page_checksum_verification=True)
+            return reader.read_row_group(bucket).cast(schema.arrow)
+    except (pa.ArrowException, KeyError, IndexError) as error:
+        raise CorruptObject(f"{root.address(path)}: no readable bucket {bucket} of {schema.name}: {error}") from error
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """`array` as a `.npy` file."""
+    sink = io.BytesIO()
+    np.save(sink, np.ascontiguousarray(array), allow_pickle=False)
+    return sink.getvalue()
+
+
+def read_npy(root: Root, path: str) -> NDArray[Any]:
+    """The array at `path`, mapped when it lies on a local disk. Raises CorruptObject when it is no array."""
+    local = root.local_path(path)
+    try:
+        if local is not None:
+            array: NDArray[Any] = np.load(local, mmap_mode="r", allow_pickle=False)
+        else:
+            array = np.load(io.BytesIO(root.get(path)), allow_pickle=False)
+    except ValueError as error:
+        raise CorruptObject(f"{root.address(path)}: not a readable .npy array: {error}") from error
+    return array

@@ -1,0 +1,1 @@
+"""Reads a published dataset for training: exactly once, on any ranks and workers, from any position."""

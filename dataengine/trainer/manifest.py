@@ -1,0 +1,135 @@
+"""Finds and opens one published version of a dataset.
+
+In goes the address of a manifest.json, of a version folder, or of a dataset folder (its latest version is
+taken); out comes a `Version`: the parsed manifest, its hash, and where each file lies. It reads no table and
+no tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataengine.errors import InputError, MissingObject
+from dataengine.storage.store import Root
+
+FORMAT = "dataengine-dataset/1"
+MANIFEST = "manifest.json"
+MAX_VERSION_GAP = 16  # numbers that were claimed and never published, in a row, before a search gives up
+_COUNTS = ("num_samples", "num_draws", "num_shards")
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of a version as its manifest lists it."""
+
+    path: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published dataset version; `sha256` is of its manifest.json and names the version everywhere."""
+
+    root: Root
+    manifest: Mapping[str, Any]
+    sha256: str
+    files: tuple[PublishedFile, ...] = field(repr=False)
+
+    def locate(self, path: str) -> str:
+        """`path`, as `root` opens it; a child version names its parents' tars by `../v000001/...`.
+
+        Raises InputError when the path leaves the dataset's folder.
+        """
+        clean = posixpath.normpath(path)
+        if "://" in path or clean.startswith(("/", "../../")) or clean in (".", "..", "../.."):
+            raise InputError(f"{self.root.address(MANIFEST)}: names {path!r}, outside its dataset; do not trust it")
+        if clean.startswith("../"):
+            return f"{posixpath.dirname(self.root.address('')[:-1])}/{clean[3:]}"
+        return clean
+
+    def tables(self, name: str) -> list[str]:
+        """Paths of the parts of the table `name` (samples, ledger), in order."""
+        paths = sorted(
+            file.path for file in self.files if file.path.startswith(f"{name}/") and file.path.endswith(".parquet")
+        )
+        if not paths:
+            raise InputError(f"{self.root.address(MANIFEST)}: lists no {name}/*.parquet; publish the dataset again")
+        return paths
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files lie on this machine's disks."""
+        return self.root.local_path(MANIFEST) is not None
+
+
+def open_version(address: str | Path, options: Mapping[str, str] | None = None) -> Version:
+    """The version at `address`: a manifest.json, a version folder, or a dataset folder (the latest version).
+
+    Raises InputError when there is none, saying what was looked for, or when its format is unknown.
+    """
+    url, root_options = str(address).rstrip("/"), tuple(sorted((options or {}).items()))
+    if url.rpartition("/")[2] == MANIFEST:
+        folder = Root(Root(url).address("")[: -len(MANIFEST) - 2], root_options)
+        return _parse(folder, _read(folder, f"{url}: no such manifest; is the dataset published?"))
+    folder = Root(url, root_options)
+    if not folder.exists(MANIFEST):
+        folder = Root(f"{folder.address('')}{_latest(folder)}", root_options)
+    return _parse(folder, _read(folder, f"{folder.url}: its manifest vanished while it was being opened"))
+
+
+def _latest(folder: Root) -> str:
+    """The highest version under `folder` that has a manifest; probed, because listings may lag."""
+    found, number = "", 1
+    missing = 0
+    while missing < MAX_VERSION_GAP:
+        name = f"v{number:06d}"
+        present = folder.exists(f"{name}/{MANIFEST}")
+        found, missing = (name, 0) if present else (found, missing + 1)
+        number += 1
+    if not found:
+        raise InputError(
+            f"{folder.url}: no published dataset; looked for {MANIFEST} and for v000001/{MANIFEST} to "
+            f"v{MAX_VERSION_GAP:06d}/{MANIFEST}; give a manifest.json, a version folder or "
+            "<root>/datasets/<name>"
+        )
+    return found
+
+
+def _read(folder: Root, missing: str) -> bytes:
+    try:
+        return folder.get(MANIFEST)
+    except MissingObject as error:
+        raise InputError(missing) from error
+
+
+def _parse(root: Root, content: bytes) -> Version:
+    where = root.address(MANIFEST)
+    try:
+        manifest = json.loads(content)
+        found = manifest["format"]
+        if found != FORMAT:
+            raise InputError(f"{where}: format {found!r}, wanted {FORMAT!r}; read it with the dataengine that wrote it")
+        files = tuple(
+            PublishedFile(str(file["path"]), int(file["nbytes"]), str(file["sha256"])) for file in manifest["files"]
+        )
+        _check_sections(manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{where}: not a dataset manifest ({type(error).__name__}: {error}); wanted {FORMAT!r} JSON"
+        ) from error
+    return Version(root, manifest, hashlib.sha256(content).hexdigest(), files)
+
+
+def _check_sections(manifest: Mapping[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError when a section that readers rely on is missing or misshapen."""
+    for name in _COUNTS:
+        int(manifest["counts"][name])
+    for section in (manifest["sources"], manifest["mixture"]["sources"]):
+        dict(section)

@@ -1,0 +1,196 @@
+"""The scorer: open_clip's own numbers, whatever shares the batch; and clear words when a model cannot be had.
+
+The model is a tiny one with random weights, registered with open_clip like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+
+from dataengine.config.score import ScorerConfig
+from dataengine.errors import ConfigError, StorageError
+from dataengine.score.clip import Scorer
+from dataengine.score.weights import clip_weights, file_sha256
+
+MODEL = "random-tiny-clip"
+SHAPE = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / f"{MODEL}.json").write_text(json.dumps(SHAPE))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    path = folder / f"{MODEL}.safetensors"
+    save_file({name: value.contiguous() for name, value in open_clip.create_model(MODEL).state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def load(weights: Path) -> Callable[..., Scorer]:
+    def loaded(**settings: object) -> Scorer:
+        fields = {"model": MODEL, "pretrained": str(weights), "batch_size": 4} | settings
+        return Scorer.load(ScorerConfig.model_validate(fields), "cpu", 1)
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def scorer(load: Callable[..., Scorer]) -> Scorer:
+    return load()
+
+
+def pictures(num_pictures: int) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(20, 90, size=(num_pictures, 2))
+    return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
+
+
+def test_images_are_encoded_as_open_clip_does(scorer: Scorer, weights: Path) -> None:
+    images = pictures(6)
+    model, preprocess = open_clip.create_model_from_pretrained(MODEL, pretrained=str(weights))
+    with torch.inference_mode():
+        pixels = torch.stack([preprocess(Image.fromarray(image)) for image in images])
+        wanted = model.eval().encode_image(pixels, normalize=True).numpy()
+    found = scorer.encode_images(images)
+    assert (found.shape, found.dtype, scorer.dim) == ((6, 16), np.float32, 16)
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_texts_are_encoded_as_open_clip_does(scorer: Scorer, weights: Path) -> None:
+    texts = ["a cat", "", "a long caption of very many words that does not fit the context", "ein Bär", "x"]
+    model = open_clip.create_model(MODEL, pretrained=str(weights)).eval()
+    with torch.inference_mode():
+        wanted = model.encode_text(open_clip.get_tokenizer(MODEL)(texts), normalize=True).numpy()
+    found = scorer.encode_texts(texts)
+    assert found == pytest.approx(wanted, abs=1e-5)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1)
+
+
+def test_what_shares_a_batch_changes_no_bit(scorer: Scorer) -> None:
+    images, texts = pictures(7), [f"a picture of number {number}" for number in range(7)]
+    all_images, all_texts = scorer.encode_images(images), scorer.encode_texts(texts)
+    for row in range(7):
+        assert np.array_equal(scorer.encode_images(images[row : row + 1])[0], all_images[row])
+        assert np.array_equal(scorer.encode_texts(texts[row : row + 1])[0], all_texts[row])
+    assert np.array_equal(scorer.encode_images(images[::-1])[::-1], all_images)
+
+
+def test_no_images_and_no_texts_have_no_embeddings(scorer: Scorer) -> None:
+    assert scorer.encode_images([]).shape == (0, 16)
+    assert scorer.encode_texts([]).shape == (0, 16)
+
+
+def test_an_endless_picture_is_seen_in_its_middle(scorer: Scorer) -> None:
+    strip = np.zeros((2, 20_000, 3), np.uint8)
+    strip[:, 10_000 - 16 : 10_000 + 16] = pictures(1)[0][0, 0]
+    upright = np.ascontiguousarray(strip.transpose(1, 0, 2))
+    short = np.ascontiguousarray(strip[:, 10_000 - 16 : 10_000 + 16])
+    assert np.array_equal(scorer.encode_images([strip]), scorer.encode_images([short]))
+    assert scorer.encode_images([upright]).shape == (1, 16)
+
+
+def test_tokens_are_counted_without_ends_and_before_truncation(scorer: Scorer) -> None:
+    texts = ["", "a cat", "a " * 10, "a " * 11, "x" * 5000]
+    tokens, is_truncated = scorer.count_tokens(texts)
+    assert tokens.dtype == np.int32
+    assert tokens.tolist()[:4] == [0, 2, 10, 11]
+    assert is_truncated.tolist() == [False, False, False, True, True]
+    assert [len(part) for part in scorer.count_tokens([])] == [0, 0]
+
+
+def test_bfloat16_towers_stay_near_float32(load: Callable[..., Scorer], scorer: Scorer) -> None:
+    images = pictures(5)
+    low = load(precision="bfloat16").encode_images(images)
+    full = scorer.encode_images(images)
+    assert low.dtype == np.float32
+    assert np.linalg.norm(low, axis=1) == pytest.approx(1, abs=1e-6)
+    assert not np.array_equal(low, full)
+    assert np.sum(low * full, axis=1) == pytest.approx(1, abs=1e-3)
+
+
+def test_provenance_tells_what_scores_depend_on(scorer: Scorer, weights: Path) -> None:
+    told = scorer.provenance()
+    assert json.loads(json.dumps(told))["preprocess"]["size"] in (32, [32, 32])
+    assert (told["model"], told["weights_sha256"], told["activation"]) == (
+        MODEL,
+        file_sha256(weights),
+        "gelu",
+    )
+    assert (told["device"], told["precision"], told["context_length"]) == ("cpu", "float32", 12)
+    assert set(told["libraries"]) == {"open_clip_torch", "pillow", "torch", "torchvision"}
+
+
+def test_a_tag_trained_with_quick_gelu_gets_it(
+    load: Callable[..., Scorer], weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = {"file": str(weights), "quick_gelu": True, "mean": (0.5, 0.5, 0.5)}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, MODEL, {"like_openai": tag})
+    told = load(pretrained="like_openai").provenance()
+    assert told["activation"] == "quick_gelu"
+    assert tuple(told["preprocess"]["mean"]) == (0.5, 0.5, 0.5)
+    assert told["weights_sha256"] == file_sha256(weights)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "hint"),
+    [
+        ("ViT-L14", "openai", "'ViT-L14'; did you mean .*ViT-L-14"),
+        ("zzz", "openai", "'zzz'; there are"),
+        ("ViT-B-32", "openia", "tag 'openia'; did you mean openai"),
+        ("ViT-B-32", "/nowhere/w.pt", "no weights file /nowhere/w.pt"),
+        ("ViT-B-32", "builtin", "no built-in weights 'ViT-B-32'"),
+    ],
+)
+def test_names_that_do_not_exist_are_config_errors(model: str, pretrained: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        clip_weights(model, pretrained)
+
+
+def test_weights_that_cannot_be_fetched_say_from_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        StorageError, match=r"ViT-L-14.*'openai' from timm/vit_large_patch14_clip_224.openai.*path of a"
+    ):
+        clip_weights("ViT-L-14", "openai")
+
+
+def test_weights_of_another_model_do_not_load(load: Callable[..., Scorer], tmp_path: Path) -> None:
+    save_file({"visual.proj": torch.ones(2, 2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match="do not load"):
+        load(pretrained=str(tmp_path / "w.safetensors"))
+    (tmp_path / "w.pt").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="do not load"):
+        load(pretrained=str(tmp_path / "w.pt"))
+
+
+def test_weights_that_give_no_embedding_are_refused(load: Callable[..., Scorer], weights: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(weights)
+    tensors["visual.proj"].fill_(float("nan"))
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match="zero or not finite"):
+        load(pretrained=str(tmp_path / "w.safetensors")).encode_images(pictures(1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_missing_gpu_is_a_config_error(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="num_gpus"):
+        Scorer.load(ScorerConfig(model=MODEL, pretrained=str(weights)), "cuda", 1)
