@@ -158,12 +158,12 @@ def _sample_web(config: RunConfig, root: Root) -> Iterator[dict[str, str]]:
         yield hosts
 
 
-def unit_commits(run: RunDirectory, path: str) -> tuple[int, list[Commit]]:
-    """Planned parts and newest commits of the unit in folder `path`, from the store alone."""
+def unit_commits(run: RunDirectory, path: str) -> tuple[int | None, list[Commit]]:
+    """Planned parts (None: not planned yet) and newest commits of the unit in folder `path`, from the store alone."""
     unit = UnitDirectory(run.root, path)
     plans = unit.load_plans()
     if not plans:
-        return 0, []
+        return None, []
     names = {part.name for part in plans[-1].parts}
     commits = [found[-1] for part, found in unit.load_commits().items() if part in names]
     return len(names), commits

@@ -23,6 +23,7 @@ from dataengine.schemas import TableSchema
 from dataengine.score.stage import Score
 from dataengine.select.rules import compile_rules
 from dataengine.select.stage import Select, rule_schema
+from dataengine.select.survivors import preference
 from dataengine.sources.stage import IndexTars, MergeTable, ScanTable
 from dataengine.storage.rundir import digest
 
@@ -46,10 +47,12 @@ class Pipeline:
 def build_pipeline(config: RunConfig) -> Pipeline:
     """The steps that `config` asks for.
 
-    Raises ConfigError when a selection rule does not fit the columns that there will be.
+    Raises ConfigError when a selection rule or preference does not fit the columns that there will be.
     """
     scores = _score_tables(config)
-    compile_rules(config.select.rules, dict(pl.DataFrame(pl.from_arrow(rule_schema(scores).empty_table())).schema))
+    columns = pl.DataFrame(pl.from_arrow(rule_schema(scores).empty_table())).schema
+    compile_rules(config.select.rules, dict(columns))
+    preference(config.select.survivors.prefer, columns.names())
     steps: list[Step] = [*_source_steps(config), *_score_steps(config), *_dedup_steps(config)]
     steps.append(_select_step(config, scores))
     recipes = _recipes(steps)

@@ -47,6 +47,36 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+SMALL = [
+    "execution.runner=serial",
+    "sample_web.num_scenes=80",
+    "part_rows=20",
+    "select.balance.target=60",
+    "download.fetch.total_seconds=3.0",
+]
+"""Overrides that make the quickstart a matter of seconds; every kind of fault and duplicate is still planted."""
+
+
+@pytest.fixture(scope="session")
+def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a small quickstart, run serially; never written to."""
+    from rich.console import Console
+
+    from dataengine.config.load import load_config
+    from dataengine.job import run_job
+
+    root = tmp_path_factory.mktemp("quickstart")
+    config = load_config(REPOSITORY / "configs" / "quickstart.yaml", [f"root={root}", *SMALL])
+    run_job(config, console=Console(quiet=True))
+    return root
+
+
+@pytest.fixture(scope="session")
+def quickstart_dataset(quickstart_run: Path) -> Path:
+    """The version folder that the small quickstart published."""
+    return quickstart_run / "datasets" / "quickstart" / "v000001"
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A SeaweedFS S3 server on loopback with the bucket `lake`; yields storage options for it."""

@@ -169,8 +169,10 @@ def print_error(error: DataEngineError) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from dataengine.cli.tables import printable
+
     label = Text(f"{type(error).__name__}: ", style="bold red")
-    Console(stderr=True, soft_wrap=True).print(label + Text(str(error)), highlight=False)
+    Console(stderr=True, soft_wrap=True).print(label + Text(printable(error)), highlight=False)
 
 
 def print_interrupted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from dataengine.analyst.dataset import Dataset, open_dataset
@@ -12,7 +13,7 @@ from dataengine.analyst.faults import Fault
 from dataengine.analyst.stats import per_source, score_quantiles
 from dataengine.analyst.verify import verify
 from dataengine.analyst.why import Outcome, why
-from dataengine.cli.tables import as_table, funnel_table
+from dataengine.cli.tables import as_table, funnel_table, printable
 from dataengine.errors import ConfigError, CorruptObject
 
 
@@ -70,7 +71,7 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
         lines |= {name: None if score is None else f"{score:.4f}" for name, score in placed.scores.items()}
     for name, value in lines.items():
         if value is not None:
-            console.print(f"  {name:<22} {value}", highlight=False, markup=False)
+            console.print(f"  {name:<22} {printable(value)}", highlight=False, markup=False)
 
 
 def print_verify(address: str, full: bool, sample: int, options: list[str]) -> None:
@@ -79,7 +80,8 @@ def print_verify(address: str, full: bool, sample: int, options: list[str]) -> N
     dataset = open_dataset(address, store_options(options))
     faults = _verify(dataset, full, sample, console)
     for fault in faults:
-        console.print(f"[bold red]fault[/] {fault.object}: {fault.check}: wanted {fault.expected}, found {fault.found}")
+        found = f"{fault.object}: {fault.check}: wanted {fault.expected}, found {fault.found}"
+        console.print(f"[bold red]fault[/] {escape(printable(found))}")
     if faults:
         raise CorruptObject(
             f"{address}: {len(faults)} faults; restore the objects named above or publish the version anew"

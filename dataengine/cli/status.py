@@ -30,14 +30,14 @@ def print_status(run: str, options: list[str]) -> None:
     done = True
     for path in record["units"]:
         num_parts, commits = unit_commits(directory, path)
-        complete = 0 < num_parts == len(commits)
+        complete = num_parts == len(commits)
         done &= complete
         reasons: Counter[str] = Counter()
         for commit in commits:
             reasons.update(commit.counts)
         table.add_row(
             path.removeprefix(f"{directory.path}/"),
-            f"{len(commits):,}/{num_parts:,}" if num_parts else "not planned",
+            f"{len(commits):,}/{num_parts:,}" if num_parts is not None else "not planned",
             f"{sum(commit.rows_out for commit in commits):,}",
             f"{sum(commit.seconds for commit in commits):,.1f}",
             ", ".join(f"{name} {count:,}" for name, count in reasons.most_common(5)),

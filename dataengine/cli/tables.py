@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -16,6 +17,11 @@ def as_table(frame: pl.DataFrame, title: str) -> Table:
     for row in frame.iter_rows():
         table.add_row(*(_cell(value) for value in row))
     return table
+
+
+def printable(value: Any) -> str:
+    """`value` as text that cannot move the cursor or recolour the terminal: inputs are written by strangers."""
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in str(value))
 
 
 def funnel_table(funnel: pl.DataFrame) -> Table:
@@ -52,4 +58,4 @@ def _cell(value: Any) -> str:
         return "·"
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else escape(printable(value))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dataengine.config.base import EXECUTION, Config
+from dataengine.config.base import Config
 
 
 class CaptionDedupConfig(Config):
@@ -50,5 +50,3 @@ class DedupConfig(Config):
     images: ImageDedupConfig | None = ImageDedupConfig()
     num_class_buckets: Annotated[int, Field(ge=1, le=65536)] = 8
     """Tasks that content hashes are routed to."""
-    work_bytes: Annotated[int, Field(ge=2**20, json_schema_extra=EXECUTION)] = 2**30
-    """Memory a task may plan with."""

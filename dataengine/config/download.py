@@ -8,6 +8,10 @@ from pydantic import Field
 
 from dataengine.config.base import EXECUTION, Config
 
+_PORT = r"0*(6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
+HostAddress = Annotated[str, Field(pattern=rf"^([^\[\]:\s]+|\[[0-9A-Fa-f:.]+\]):{_PORT}\Z")]
+"""`address:port`, an IPv6 address in brackets, the port 1 to 65535."""
+
 
 class ImageConfig(Config):
     """How a fetched image is stored. Stored images are upright RGB without metadata."""
@@ -43,7 +47,9 @@ class FetchConfig(Config):
     """Deadline for one URL, attempts and waits together."""
     min_bytes_per_second: Annotated[int, Field(ge=0)] = 1024
     """A body slower than this over five seconds is given up."""
-    user_agent: str = "dataengine/0.1 (+https://github.com/dataengine/dataengine; dataset builder)"
+    user_agent: Annotated[str, Field(pattern=r"^[\x20-\x7e]+\Z")] = (
+        "dataengine/0.1 (+https://github.com/dataengine/dataengine; dataset builder)"
+    )
 
 
 class DownloadConfig(Config):
@@ -54,7 +60,7 @@ class DownloadConfig(Config):
     honor_opt_out: bool = True
     """Refuse images under X-Robots-Tag noai, noimageai, noindex, noimageindex, noml, or a robots.txt that disallows."""
     fetch: Annotated[FetchConfig, Field(json_schema_extra=EXECUTION)] = FetchConfig()
-    hosts: Annotated[dict[str, str], Field(json_schema_extra=EXECUTION)] = {}
+    hosts: Annotated[dict[str, HostAddress], Field(json_schema_extra=EXECUTION)] = {}
     """Host → address:port to connect to without DNS, for tests and intranets; exempt from the address guard."""
     max_failed_share: Annotated[float, Field(ge=0, le=1, json_schema_extra=EXECUTION)] = 1.0
     """Stop the run (exit code 65) when a source loses more than this share of its candidates."""

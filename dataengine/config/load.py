@@ -33,18 +33,17 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "conf
     """The config that YAML `text` holds; see `load_config`."""
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{where}: {len(text)} characters; a config has at most {MAX_CONFIG_BYTES}")
-    try:
-        tree = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    tree = _parse_yaml(text, where)
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: got {type(tree).__name__}, wanted a mapping such as `name: my-run`")
     for override in overrides:
         _apply(tree, override)
     try:
-        payload = json.dumps(tree)
+        payload = json.dumps(tree, allow_nan=False)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}; write dates and the like in quotes") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: holds .nan or .inf; write a number that is finite") from error
     try:
         # Validated as JSON, because only there strict mode takes a list for a tuple.
         return RunConfig.model_validate_json(payload, strict=True)
@@ -58,6 +57,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
@@ -71,14 +72,21 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+        # PyYAML's own constructors raise the last three for dates, numbers and tagged values that are none.
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nests too deep; a config needs a handful of levels") from error
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override}: wanted key.path=value, for example --set select.balance.target=1000")
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
+    value = _parse_yaml(text, f"--set {override}")
     *parents, last = path.split(".")
     node = tree
     for name in parents:

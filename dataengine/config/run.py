@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,16 @@ from dataengine.config.download import DownloadConfig
 from dataengine.config.score import ScoreConfig
 from dataengine.config.select import SelectConfig
 from dataengine.config.sources import Source, SourceName
+from dataengine.schemas import CANDIDATE, LEDGER, SAMPLE, SELECTION, manifest_schema, score_schema
+
+_TAKEN_COLUMNS = {
+    *("row", "place", "code", "failed_rule"),  # given to rows while they are selected
+    *(
+        name
+        for table in (CANDIDATE, SAMPLE, SELECTION, LEDGER, manifest_schema(()), score_schema((), (), measures=True))
+        for name in table.arrow.names
+    ),
+}
 
 
 class EmitConfig(Config):
@@ -53,15 +64,15 @@ class SampleWebConfig(Config):
     """The built-in sample web: rendered pages served on loopback, for the quickstart and tests."""
 
     seed: int = 7
-    num_scenes: Annotated[int, Field(ge=20, le=100_000)] = 1000
+    num_scenes: Annotated[int, Field(ge=60, le=100_000)] = 1000
 
 
 class RunConfig(Config):
     """Everything a run is asked for."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}\Z")]
     """Names the run, resumable, and the dataset it publishes."""
-    root: Annotated[str, Field(json_schema_extra=EXECUTION)]
+    root: Annotated[str, Field(pattern=r"^[^\0]+\Z", json_schema_extra=EXECUTION)]
     """Where runs and datasets live: a folder, s3://, gs:// or az://."""
     storage_options: Annotated[dict[str, str], Field(json_schema_extra=EXECUTION)] = {}
     """Settings of the object store (endpoint, region, ...); credentials come from the environment."""
@@ -80,15 +91,31 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        unknown = set(self.select.balance.weights) - set(self.sources)
+        self._check_weights()
+        self._check_columns()
+        self._check_dedup()
+        return self
+
+    def _check_weights(self) -> None:
+        balance = self.select.balance
+        unknown = set(balance.weights) - set(self.sources)
         if unknown:
             raise ValueError(
                 f"select.balance.weights names no source: {sorted(unknown)}; sources are {sorted(self.sources)}"
             )
-        heads = [name for scorer in self.score.scorers.values() for name in scorer.heads]
-        twice = {name for name in heads if heads.count(name) > 1}
-        if twice:
-            raise ValueError(f"score.scorers: two scorers have heads called {sorted(twice)}; each names one column")
+        if balance.weights and not any(balance.weights.values()):
+            raise ValueError("select.balance.weights: every weight is 0, so nothing could be drawn; raise one")
+        if balance.weights and balance.target is None:
+            raise ValueError("select.balance.target: missing; weights share out a number of draws, so say how many")
+
+    def _check_columns(self) -> None:
+        for name, count in Counter(self.score_columns).items():
+            if count > 1 or name in _TAKEN_COLUMNS:
+                raise ValueError(
+                    f"score.scorers: {name!r} names another column already; rename the head, scorer or caption"
+                )
+
+    def _check_dedup(self) -> None:
         images = self.dedup.images
         if images and images.scorer and images.scorer not in self.score.scorers:
             raise ValueError(
@@ -99,7 +126,6 @@ class RunConfig(Config):
             raise ValueError(
                 f"dedup.captions.num_bands: {captions.num_bands} does not divide num_perm {captions.num_perm}"
             )
-        return self
 
     @property
     def first_scorer(self) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dataengine.config.base import EXECUTION, Config
 
-ScoreName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+ScoreName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}\Z")]
 
 
 class HeadConfig(Config):
@@ -25,7 +25,6 @@ class ScorerConfig(Config):
     """An open_clip architecture (`ViT-L-14`), or `tiny-clip`, the built-in model for tests."""
     pretrained: str
     """An open_clip tag (`openai`), a weights file, or `builtin`."""
-    embedding_dtype: Literal["float16"] = "float16"
     heads: dict[ScoreName, HeadConfig] = {}
     """Column name → head."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dataengine.config.base import Config
 
-RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}\Z")]
 
 
 class SurvivorConfig(Config):

@@ -8,19 +8,21 @@ from pydantic import Field
 
 from dataengine.config.base import EXECUTION, Config
 
-SourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+SourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}\Z")]
 """Names a folder and the emitted shards, so: lower case, no dots."""
 
 
-CaptionName = Annotated[str, Field(pattern=r"^(?!caption(_\d+)?$|merged_\d+$)[a-z][a-z0-9_]{0,39}$")]
+CaptionName = Annotated[str, Field(pattern=r"^(?!caption(_\d+)?\Z|merged_\d+\Z)[a-z][a-z0-9_]{0,39}\Z")]
 """Names a score column; `caption`, `caption_2`, `merged_1` ... are given by the engine."""
+
+FilePattern = Annotated[str, Field(pattern=r"^[^\0]+\Z")]
 
 
 class TableSource(Config):
     """A table of URLs and captions: Parquet, CSV, TSV, JSONL or TXT (one URL a line), also .gz or .zst."""
 
     kind: Literal["table"]
-    paths: Annotated[tuple[str, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
+    paths: Annotated[tuple[FilePattern, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
     """Files or globs; `{root}` stands for the run's root. Contents bear identity, places do not."""
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "txt"] = "auto"
     """`auto` goes by the file name."""
@@ -40,7 +42,7 @@ class WebDatasetSource(Config):
     """Existing WebDataset tars, indexed and read in place."""
 
     kind: Literal["webdataset"]
-    paths: Annotated[tuple[str, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
+    paths: Annotated[tuple[FilePattern, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
     """Tars or globs or brace ranges (`images-{000000..000099}.tar`)."""
     caption_member: str | None = "txt"
     """Extension of the member that holds the primary caption."""

@@ -41,7 +41,7 @@ def apportion(available: Mapping[str, int], config: BalanceConfig) -> Mixture:
 
     Without a target every survivor is drawn once. Raises ConfigError when weights come without a target or
     fit no source, and when a source falls short under `if_short: error`; the message names the largest
-    target that fits.
+    target that fits. No survivors at all is a shortage like any other.
     """
     rows = dict(sorted(available.items()))
     if config.target is None:
@@ -49,6 +49,8 @@ def apportion(available: Mapping[str, int], config: BalanceConfig) -> Mixture:
             shares = _shares(rows, config)
             feasible = _feasible(rows, shares, config)
             raise ConfigError(f"select.balance.weights: set select.balance.target too; {feasible}")
+        return Mixture(rows, dict(rows), dict(rows))
+    if config.if_short == "all" and not config.weights and not any(rows.values()):
         return Mixture(rows, dict(rows), dict(rows))
     shares = _shares(rows, config)
     asked = _quotas(shares, config.target)
@@ -71,7 +73,9 @@ def _shares(rows: Mapping[str, int], config: BalanceConfig) -> dict[str, Fractio
         weights = {name: Fraction(count) for name, count in rows.items()}
     total = sum(weights.values())
     if not total:
-        why = "every weight is 0" if config.weights else "no row survived the rules"
+        why = (
+            "every weight is 0" if config.weights else "no row survived; set if_short: all to publish an empty dataset"
+        )
         raise ConfigError(f"select.balance: nothing to draw from, {why}; survivors by source are {dict(rows)}")
     return {name: weight / total for name, weight in weights.items()}
 

@@ -126,6 +126,8 @@ def _is_absolute(path: str) -> bool:
 def _absolute_url(url: str) -> str:
     if url.startswith("file://"):
         url = url.removeprefix("file://")
+    if url.endswith("://"):
+        raise ConfigError(f"{url}: names no bucket; roots are folders, or URLs such as s3://bucket/folder")
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
 
 

@@ -20,9 +20,12 @@ _TURNED_RIGHT = 6  # EXIF orientation: to be shown, the stored picture must be t
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """A web-like width and height in pixels: short side 256 to 800, mostly small, aspect ratio up to 2."""
+    """A web-like width and height in pixels: short side 256 to 800, mostly small.
+
+    The aspect ratio is at most 1.5, so that the square a model looks at still shows what the captions say.
+    """
     short = _MIN_SHORT_SIDE * (_MAX_SHORT_SIDE / _MIN_SHORT_SIDE) ** (rng.random() ** 1.5)
-    sides = round(short), round(short * 2 ** (0.98 * rng.random() ** 1.3))
+    sides = round(short), round(short * 1.5 ** (rng.random() ** 1.3))
     return sides if rng.random() < 0.35 else sides[::-1]
 
 

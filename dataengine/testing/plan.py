@@ -172,6 +172,8 @@ def _rejected_plants(planter: Planter) -> Iterator[Plant]:
 def _nothing_in_common(scene: Scene, other: Scene) -> bool:
     return (
         scene.layout != other.layout
+        and len(scene.shapes) != len(other.shapes)
+        and scene.texture != other.texture
         and scene.background != other.background
         and {shape.kind for shape in scene.shapes}.isdisjoint(shape.kind for shape in other.shapes)
         and {shape.color for shape in scene.shapes}.isdisjoint(shape.color for shape in other.shapes)
