@@ -141,7 +141,7 @@ def _render_sample_web(config: RunConfig, root: Root, console: Console) -> None:
 
     folder = _web_folder(config, root)
     if not (folder / "web.json").exists():
-        console.print(f"rendering the sample web into {folder} ...", soft_wrap=True)
+        console.print(f"rendering the sample web into {folder} ...", soft_wrap=True, markup=False)
     render_web(folder, config.sample_web.seed, config.sample_web.num_scenes)
 
 

@@ -220,7 +220,12 @@ LEDGER = TableSchema(
             column("stage", pa.string(), "stage that dropped it", nullable=True),
             column("reason", pa.string(), "why", nullable=True),
             column("rule_value", pa.string(), "the values the rule saw", nullable=True),
-            column("survivor_key", pa.string(), "the emitted duplicate it yields to", nullable=True),
+            column(
+                "survivor_key",
+                pa.string(),
+                "the duplicate it yields to: emitted, or left out by balance alone",
+                nullable=True,
+            ),
             column("similarity", pa.float32(), "to the survivor", nullable=True),
         ]
     ),

@@ -10,7 +10,6 @@ import difflib
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import polars as pl
 
@@ -141,7 +140,7 @@ def _nearest_keys(dataset: Dataset, query: str) -> str:
 
 
 def _nearest_urls(dataset: Dataset, query: str) -> str:
-    host = urlsplit(query).netloc or query
+    host = query.partition("://")[2].partition("/")[0] or query
     same_host = pl.col("url").str.contains(host, literal=True)
     urls = dataset.ledger().filter(same_host).select("url").head(NUM_COMPARED).collect()["url"].to_list()
     near = difflib.get_close_matches(query, urls, NUM_SUGGESTIONS, cutoff=0.6)

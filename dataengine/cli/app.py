@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -11,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dataengine import __version__
-from dataengine.errors import DataEngineError
+from dataengine.errors import DataEngineError, StorageError
 
 app = typer.Typer(
     name="dataengine",
@@ -147,6 +149,9 @@ def verify(
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # captions of strangers on a terminal that knows only ASCII
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False)
@@ -156,9 +161,13 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         print_interrupted()
         sys.exit(130)
-    except Exception as error:
+    except OSError as error:
+        print_error(StorageError(f"{error}; check the disk and the network, and run the same command again"))
+        sys.exit(StorageError.exit_code)
+    except Exception as error:  # noqa: BLE001 - nothing is above but the shell, which is told 70
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
-            raise
+            traceback.print_exc()
+            sys.exit(DataEngineError.exit_code)
         error.show()  # a usage error of the command line itself
         sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

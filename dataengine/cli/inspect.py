@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
@@ -26,13 +29,26 @@ def store_options(options: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+@contextmanager
+def _readable_tables(address: str) -> Iterator[None]:
+    """Turns what Polars says of a missing or damaged table into a CorruptObject."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, FileNotFoundError) as error:
+        raise CorruptObject(
+            f"{address}: a table cannot be read: {str(error).partition(chr(10))[0]}; "
+            f"`dataengine verify {address}` names what is damaged"
+        ) from error
+
+
 def print_stats(address: str, options: list[str]) -> None:
     """Funnel, sources and scores of a dataset."""
     console = Console(soft_wrap=True)
     dataset = open_dataset(address, store_options(options))
-    console.print(funnel_table(dataset.funnel().collect()))
-    console.print(as_table(per_source(dataset), "Sources"))
-    console.print(as_table(score_quantiles(dataset), "Scores of emitted samples"))
+    with _readable_tables(address):
+        console.print(funnel_table(dataset.funnel().collect()))
+        console.print(as_table(per_source(dataset), "Sources"))
+        console.print(as_table(score_quantiles(dataset), "Scores of emitted samples"))
     recall = dataset.manifest["dedup"].get("image_recall")
     if recall:
         console.print(
@@ -48,7 +64,8 @@ def print_why(address: str, key_or_url: str, options: list[str]) -> None:
     """The story of one sample."""
     console = Console(soft_wrap=True)
     dataset = open_dataset(address, store_options(options))
-    story = why(dataset, key_or_url)
+    with _readable_tables(address):
+        story = why(dataset, key_or_url)
     for outcome in story.outcomes:
         _print_outcome(outcome, console)
 
@@ -89,7 +106,7 @@ def print_verify(address: str, full: bool, sample: int, options: list[str]) -> N
     counts = dataset.manifest["counts"]
     how = "every byte" if full else f"every size, {sample} shards in depth"
     console.print(
-        f"[bold green]sound[/] {address}: {counts['num_samples']:,} samples in {counts['num_shards']:,} shards, "
+        f"[bold green]sound[/] {escape(address)}: {counts['num_samples']:,} samples in {counts['num_shards']:,} shards, "
         f"{len(dataset.manifest['files']):,} files ({how})",
         highlight=False,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dataengine.config.load import load_config
@@ -23,7 +24,7 @@ def print_plan(path: Path, overrides: list[str]) -> None:
     config = load_config(path, overrides)
     board = survey_job(config)
     run = run_directory(config)
-    console.print(f"[bold]{config.name}[/] in {run.root.address(run.path)}", highlight=False)
+    console.print(f"[bold]{config.name}[/] in {escape(run.root.address(run.path))}", highlight=False)
     for line in changed_keys(run, config):
         console.print(f"  changed since it was last run: {line}", highlight=False, markup=False)
     console.print(_sources_table(config, board))

@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from dataengine.analyst.dataset import open_dataset
+from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.analyst.stats import per_source
 from dataengine.cli.tables import as_table, funnel_table
 from dataengine.config.load import load_config
 from dataengine.config.run import RunConfig
 from dataengine.engine.progress import count_stages
-from dataengine.errors import ConfigError
+from dataengine.errors import ConfigError, InputError, MissingObject
 from dataengine.job import Finished, run_job
 from dataengine.pipeline import STAGES
 
@@ -68,23 +69,34 @@ def print_finished(finished: Finished, console: Console) -> None:
         _print_stages(finished, console)
     if finished.dataset is None:
         return
-    dataset = open_dataset(finished.dataset)
+    dataset = _open_published(finished.dataset)
     counts = dataset.manifest["counts"]
     if finished.num_parts_run:
         console.print(funnel_table(dataset.funnel().collect()))
         console.print(as_table(per_source(dataset), "Sources"))
     if not counts["num_samples"]:
         console.print("[bold yellow]Every row was dropped:[/] the dataset is empty; the funnel says why.")
+    address = escape(finished.dataset)
     console.print(
-        f"[bold]Dataset[/] {finished.dataset}\n"
+        f"[bold]Dataset[/] {address}\n"
         f"  {counts['num_samples']:,} samples, {counts['num_draws']:,} draws, {counts['num_shards']:,} shards, "
         f"{counts['nbytes'] / 1e6:,.1f} MB\n"
-        f"  trainers open   {finished.dataset}/manifest.json\n"
-        f"  samples         {finished.dataset}/samples/*.parquet\n"
-        f"  why each row    {finished.dataset}/ledger/*.parquet\n"
-        f"  counts          {finished.dataset}/stats/funnel.parquet, histogram.parquet",
+        f"  trainers open   {address}/manifest.json\n"
+        f"  samples         {address}/samples/*.parquet\n"
+        f"  why each row    {address}/ledger/*.parquet\n"
+        f"  counts          {address}/stats/funnel.parquet, histogram.parquet",
         highlight=False,
     )
+
+
+def _open_published(address: str) -> Dataset:
+    try:
+        return open_dataset(address)
+    except InputError as error:
+        raise MissingObject(
+            f"{address}: this run published it, but it is gone ({error}); restore it, or remove the folder `emit` of "
+            f"the run to publish it anew"
+        ) from error
 
 
 def _print_stages(finished: Finished, console: Console) -> None:
@@ -105,11 +117,12 @@ def _run_snippet(title: str, snippet: str, console: Console) -> None:
 
 
 def _print_next(config: RunConfig, finished: Finished, console: Console) -> None:
+    dataset, runs = escape(str(finished.dataset)), escape(str(Path(config.root).absolute() / "runs"))
     console.print(
         f"\n[bold]Next[/]\n"
-        f"  dataengine stats  {finished.dataset}\n"
-        f"  dataengine why    {finished.dataset} http://faulty.test/gone.jpg\n"
-        f"  dataengine verify {finished.dataset} --full\n"
-        f"  dataengine status {Path(config.root).absolute()}/runs/{config.name}",
+        f"  dataengine stats  {dataset}\n"
+        f"  dataengine why    {dataset} http://faulty.test/gone.jpg\n"
+        f"  dataengine verify {dataset} --full\n"
+        f"  dataengine status {runs}/{config.name}",
         highlight=False,
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dataengine.cli.inspect import store_options
@@ -24,7 +25,9 @@ def print_status(run: str, options: list[str]) -> None:
     except MissingObject as error:
         raise InputError(f"{error}; give <root>/runs/<name> or the run's config") from error
     console = Console(soft_wrap=True)
-    table = Table("unit", "parts", "rows", "seconds", "reasons", title=f"Run {directory.name}", title_justify="left")
+    table = Table(
+        "unit", "parts", "rows", "seconds", "reasons", title=escape(f"Run {directory.name}"), title_justify="left"
+    )
     for column in table.columns[1:4]:
         column.justify = "right"
     done = True

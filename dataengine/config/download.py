@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dataengine.config.base import EXECUTION, Config
 
-_PORT = r"0*(6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|[1-9]\d{0,3})"
-HostAddress = Annotated[str, Field(pattern=rf"^([^\[\]:\s]+|\[[0-9A-Fa-f:.]+\]):{_PORT}\Z")]
-"""`address:port`, an IPv6 address in brackets, the port 1 to 65535."""
+
+def _address_and_port(text: str) -> str:
+    address, _, port = text.rpartition(":")
+    if not address or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise ValueError(f"got {text!r}, wanted address:port, such as 127.0.0.1:8080")
+    return text
+
+
+HostAddress = Annotated[str, AfterValidator(_address_and_port)]
 
 
 class ImageConfig(Config):

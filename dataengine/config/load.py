@@ -105,7 +105,7 @@ def _explain(where: str, fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{where}: {path}: missing; this key is required"
     if fault["type"] == "value_error":
-        return f"{where}: {fault['ctx']['error']}"
+        return f"{where}: {path + ': ' if fault['loc'] else ''}{fault['ctx']['error']}"
     got = json.dumps(fault["input"], default=str)
     got = got if len(got) <= 80 else got[:77] + "..."
     return f"{where}: {path}: got {got}; {fault['msg'][0].lower()}{fault['msg'][1:]}"

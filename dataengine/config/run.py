@@ -72,7 +72,7 @@ class RunConfig(Config):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}\Z")]
     """Names the run, resumable, and the dataset it publishes."""
-    root: Annotated[str, Field(pattern=r"^[^\0]+\Z", json_schema_extra=EXECUTION)]
+    root: Annotated[str, Field(min_length=1, pattern=r"^[^\0]*\Z", json_schema_extra=EXECUTION)]
     """Where runs and datasets live: a folder, s3://, gs:// or az://."""
     storage_options: Annotated[dict[str, str], Field(json_schema_extra=EXECUTION)] = {}
     """Settings of the object store (endpoint, region, ...); credentials come from the environment."""

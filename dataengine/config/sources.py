@@ -15,7 +15,7 @@ SourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}\Z")]
 CaptionName = Annotated[str, Field(pattern=r"^(?!caption(_\d+)?\Z|merged_\d+\Z)[a-z][a-z0-9_]{0,39}\Z")]
 """Names a score column; `caption`, `caption_2`, `merged_1` ... are given by the engine."""
 
-FilePattern = Annotated[str, Field(pattern=r"^[^\0]+\Z")]
+FilePattern = Annotated[str, Field(min_length=1, pattern=r"^[^\0]*\Z")]
 
 
 class TableSource(Config):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from dataengine.storage.rundir import canonical_json
 from dataengine.storage.store import Root
 
@@ -18,9 +16,8 @@ def claim_version(root: Root, dataset: str, plan: str) -> int:
 
     The same plan joins the version it claimed before; another plan takes the next number. Gaps are legal.
     """
-    version = 1
+    version, claim = 1, canonical_json({"plan": plan})
     while True:
-        stored = root.create(f"{version_path(dataset, version)}/claim.json", canonical_json({"plan": plan}))
-        if json.loads(stored)["plan"] == plan:
+        if root.create(f"{version_path(dataset, version)}/claim.json", claim) == claim:
             return version
         version += 1

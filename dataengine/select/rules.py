@@ -60,7 +60,13 @@ def compile_rules(rules: Mapping[str, str], columns: Mapping[str, pl.DataType]) 
 
     Raises ConfigError naming the rule: not SQL, an unknown column, not boolean, or not about a single row.
     """
-    return [_compile(name, text, pl.Schema(columns)) for name, text in rules.items()]
+    compiled = []
+    for name, text in rules.items():
+        try:
+            compiled.append(_compile(name, text, pl.Schema(columns)))
+        except RecursionError as error:
+            raise ConfigError(f"select.rules.{name}: nests too deep; split it into several rules") from error
+    return compiled
 
 
 def _compile(name: str, text: str, schema: pl.Schema) -> Rule:

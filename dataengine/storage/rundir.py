@@ -241,8 +241,11 @@ class RunDirectory:
         if number == 1:
             raise MissingObject(f"{self.root.address(self.path)}: no run was started under this name")
         ask = f"{self.path}/asks/{number - 1:06d}.json"
-        path = f"{self.path}/configs/{_parse(self.root.get(ask), self.root.address(ask))['config']}.json"
-        return _parse(self.root.get(path), self.root.address(path))
+        path = f"{self.path}/configs/{_parse(self.root.get(ask), self.root.address(ask)).get('config')}.json"
+        record = _parse(self.root.get(path), self.root.address(path))
+        if not {"config", "units"} <= record.keys():
+            raise CorruptObject(f"{self.root.address(path)}: not the record of a config; run the config again")
+        return record
 
 
 def _generation_name(stem: str, generation: int) -> str:

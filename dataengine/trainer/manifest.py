@@ -120,7 +120,7 @@ def _parse(root: Root, content: bytes) -> Version:
             PublishedFile(str(file["path"]), int(file["nbytes"]), str(file["sha256"])) for file in manifest["files"]
         )
         _check_sections(manifest)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{where}: not a dataset manifest ({type(error).__name__}: {error}); wanted {FORMAT!r} JSON"
         ) from error
@@ -132,4 +132,6 @@ def _check_sections(manifest: Mapping[str, Any]) -> None:
     for name in _COUNTS:
         int(manifest["counts"][name])
     for section in (manifest["sources"], manifest["mixture"]["sources"]):
-        dict(section)
+        for of_source in dict(section).values():
+            dict(of_source)
+    dict(manifest["dedup"])

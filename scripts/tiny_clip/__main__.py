@@ -10,7 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from scripts.tiny_clip.card import model_card
 from scripts.tiny_clip.evaluate import evaluate, load
@@ -33,8 +33,8 @@ def main() -> None:
     views = render_views(recipe.seed, options.rows, options.threads)
     train(model, open_clip.get_tokenizer("tiny-clip"), views, recipe)
     head = fit_head(embed_pictures(model, views.pixels[:, 0]), views.qualities)
-    save_file(_float16(model), options.out / "tiny-clip.safetensors")
-    save_file(head, options.out / "tiny-aesthetic.safetensors")
+    (options.out / "tiny-clip.safetensors").write_bytes(save(_float16(model)))
+    (options.out / "tiny-aesthetic.safetensors").write_bytes(save(head))
     seconds = time.monotonic() - started
     numbers = evaluate(load(options.out), recipe.seed)
     print("\n".join(f"{name}: {value:.3f}" for name, value in numbers.items()))
@@ -46,7 +46,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.tiny_clip", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=420)
     parser.add_argument("--rows", type=int, default=14_000, help="scenes to render for training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("dataengine/models"))

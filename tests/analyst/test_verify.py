@@ -152,7 +152,7 @@ def set_first(state: str, column: str, value: object) -> Callable[[list[dict[str
             LEDGER,
             set_first("dropped", "survivor_key", "f" * 32),
             "ledger",
-            "survivors are samples",
+            "survivors are left",
         ),
         (LEDGER_PART, LEDGER, lambda rows: rows.append(rows[0]), "ledger", "keys are unique"),
         (

@@ -73,7 +73,7 @@ def test_every_dropped_duplicate_names_a_row_that_no_duplicate_removed(quickstar
     assert len(dropped) > 0
     assert survivors["state_survivor"].null_count() == 0
     assert set(survivors["reason_survivor"].drop_nulls()) <= {"balance"}
-    assert survivors["similarity"].min() >= 0.95
+    assert survivors["similarity"].min() >= 0.97
 
 
 def test_duplicates_hand_their_captions_to_the_survivor(quickstart_dataset: Path) -> None:
