@@ -129,6 +129,15 @@ class WholeUnit:
         """The unit's commits in part order; read once per process."""
         return _load_commits(self)
 
+    def digest(self) -> str:
+        """Identity of the unit's content."""
+        return _digest_unit(self)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_unit(unit: WholeUnit) -> str:
+    return combined_digest(unit.commits())
+
 
 @functools.lru_cache(maxsize=32)
 def _load_commits(unit: WholeUnit) -> list[Commit]:
@@ -146,7 +155,7 @@ class Inputs:
     def reads(self) -> dict[str, str]:
         """Digest of the content of every need, by step."""
         found = {step: commit.digest for step, commit in self.by_part.items()}
-        found |= {step: combined_digest(unit.commits()) for step, unit in self.whole.items()}
+        found |= {step: unit.digest() for step, unit in self.whole.items()}
         return found
 
     def commit(self, step: str) -> Commit:

@@ -152,15 +152,18 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # captions of strangers on a terminal that knows only ASCII
-    signal.signal(signal.SIGTERM, _terminate)
+    terminated: list[int] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        terminated.append(number)
+        _interrupt(frame)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         code = app(standalone_mode=False)
     except DataEngineError as error:
         print_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print_interrupted()
-        sys.exit(130)
     except OSError as error:
         print_error(StorageError(f"{error}; check the disk and the network, and run the same command again"))
         sys.exit(StorageError.exit_code)
@@ -170,6 +173,9 @@ def main() -> NoReturn:
             sys.exit(DataEngineError.exit_code)
         error.show()  # a usage error of the command line itself
         sys.exit(error.exit_code)
+    if code == 130:  # what Typer makes of a KeyboardInterrupt
+        print_interrupted()
+        sys.exit(143 if terminated else 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -189,6 +195,9 @@ def print_interrupted() -> None:
     typer.echo("interrupted; run the same command again to continue", err=True)
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    print_interrupted()
-    sys.exit(143)
+def _interrupt(frame: FrameType | None) -> None:
+    """Do what Ctrl-C does at this moment: an event loop, for one, is cancelled rather than torn open."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)

@@ -106,7 +106,8 @@ def print_verify(address: str, full: bool, sample: int, options: list[str]) -> N
     counts = dataset.manifest["counts"]
     how = "every byte" if full else f"every size, {sample} shards in depth"
     console.print(
-        f"[bold green]sound[/] {escape(address)}: {counts['num_samples']:,} samples in {counts['num_shards']:,} shards, "
+        f"[bold green]sound[/] {escape(address)}: "
+        f"{counts['num_samples']:,} samples in {counts['num_shards']:,} shards, "
         f"{len(dataset.manifest['files']):,} files ({how})",
         highlight=False,
     )

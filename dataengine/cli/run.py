@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -46,7 +47,8 @@ def run_config(path: Path, overrides: list[str], until: str) -> None:
     if until not in STAGES:
         raise ConfigError(f"--until {until}: no such stage; stages are {', '.join(STAGES)}")
     console = Console(soft_wrap=True)
-    print_finished(run_job(load_config(path, overrides), until=until, console=console), console)
+    config = load_config(path, overrides)
+    print_finished(run_job(config, until=until, console=console), config.storage_options, console)
 
 
 def run_quickstart(directory: Path, overrides: list[str]) -> None:
@@ -54,14 +56,14 @@ def run_quickstart(directory: Path, overrides: list[str]) -> None:
     console = Console(soft_wrap=True)
     config = load_config(QUICKSTART_CONFIG, [f"root={directory.absolute()}", *overrides])
     finished = run_job(config, console=console)
-    print_finished(finished, console)
+    print_finished(finished, config.storage_options, console)
     if finished.dataset is not None and finished.num_parts_run:
         for title, snippet in (("A trainer reads it", TRAINER_SNIPPET), ("An analyst asks it", ANALYST_SNIPPET)):
             _run_snippet(title, snippet.format(dataset=finished.dataset), console)
     _print_next(config, finished, console)
 
 
-def print_finished(finished: Finished, console: Console) -> None:
+def print_finished(finished: Finished, options: Mapping[str, str], console: Console) -> None:
     """What was done, and the funnel of the published dataset."""
     if not finished.num_parts_run:
         console.print("[bold green]Nothing left to do:[/] every part is committed and fits this config.")
@@ -69,7 +71,7 @@ def print_finished(finished: Finished, console: Console) -> None:
         _print_stages(finished, console)
     if finished.dataset is None:
         return
-    dataset = _open_published(finished.dataset)
+    dataset = _open_published(finished.dataset, options)
     counts = dataset.manifest["counts"]
     if finished.num_parts_run:
         console.print(funnel_table(dataset.funnel().collect()))
@@ -89,9 +91,9 @@ def print_finished(finished: Finished, console: Console) -> None:
     )
 
 
-def _open_published(address: str) -> Dataset:
+def _open_published(address: str, options: Mapping[str, str]) -> Dataset:
     try:
-        return open_dataset(address)
+        return open_dataset(address, options)
     except InputError as error:
         raise MissingObject(
             f"{address}: this run published it, but it is gone ({error}); restore it, or remove the folder `emit` of "

@@ -7,6 +7,7 @@ it exist is its commit, so a half-dead attempt does no harm.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +18,14 @@ from ray.exceptions import RayError, RayTaskError
 from dataengine.contract import Machine
 from dataengine.engine.board import Job
 from dataengine.engine.worker import Outcome, run_job
-from dataengine.errors import TryAgainError
+from dataengine.errors import ConfigError, TryAgainError
 
 # Jobs queued at Ray beyond those that run, so that a worker never waits for the driver.
 _QUEUE_AHEAD = 1
 
 
-def connect(address: str | None) -> dict[str, float]:
-    """Join or start a cluster; its resources by name (CPU, GPU)."""
+def connect(address: str | None) -> bool:
+    """Join a cluster (the one named, or the job's own) or start a local one; whether it was joined."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -34,7 +35,7 @@ def connect(address: str | None) -> dict[str, float]:
         else:
             options |= {"address": address or os.environ["RAY_ADDRESS"]}
         ray.init(**options)
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    return address is not None or "RAY_ADDRESS" in os.environ
 
 
 @dataclass
@@ -134,6 +135,29 @@ class _Worker:
 
 def _run_remote(options: dict[str, Any]) -> Any:
     return ray.remote(run_job).options(**options)
+
+
+def await_resources(
+    wanted: dict[str, tuple[float, float, int | None]], *, joined: bool, wait_seconds: float
+) -> dict[str, float]:
+    """The cluster's resources once one worker of every stage fits; machines of a joined cluster may still be arriving.
+
+    Raises ConfigError when a stage asks for more than the cluster has.
+    """
+    deadline = time.monotonic() + (wait_seconds if joined else 0)
+    while True:
+        resources = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        short = [
+            f"execution.{stage}.{name}: {amount:g} wanted, the cluster has {resources.get(kind, 0.0):g}"
+            for stage, (num_cpus, num_gpus, _) in wanted.items()
+            for name, kind, amount in (("num_cpus", "CPU", num_cpus), ("num_gpus", "GPU", num_gpus))
+            if amount > resources.get(kind, 0.0)
+        ]
+        if not short:
+            return resources
+        if time.monotonic() >= deadline:
+            raise ConfigError(f"{'; '.join(short)}. Ask for less, or add machines to the cluster.")
+        time.sleep(2.0)
 
 
 def worker_counts(

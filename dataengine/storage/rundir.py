@@ -5,8 +5,8 @@
                                         commits/<part>.json        create-once: the record that makes the part exist
                                         complete.json              create-once: every commit of the unit, sorted
 
-A plan or commit holds for the content it names as read. When that content changes, the next generation is written
-beside it (`plan.g1.json`, `part-000000.g1.json`); nothing is edited, and the generation that fits is
+A commit holds for the content it names as read. When that content changes, the next generation is written beside it
+(`part-000000.g1.json`, and `plan.g1.json` when the parts change); nothing is edited, and the generation that fits is
 found by what it read.
 """
 
@@ -136,13 +136,12 @@ class UnitDirectory:
         return f"{self.path}/data/{part}.{attempt}.{suffix}"
 
     def store_plan(self, plan: Plan) -> Plan:
-        """`plan`, or the stored one that was made from the same reads."""
+        """Store `plan`, as another generation when the inputs that decided the last one have changed."""
         content, generation = plan.to_json(), 0
         while True:
             path = f"{self.path}/{_generation_name('plan', generation)}"
-            stored = Plan.from_json(self.root.create(path, content), self.root.address(path))
-            if stored.reads == plan.reads:
-                return stored
+            if self.root.create(path, content) == content:
+                return plan
             generation += 1
 
     def store_commit(self, commit: Commit) -> Commit:

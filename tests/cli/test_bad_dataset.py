@@ -80,7 +80,9 @@ def test_the_status_of_a_run_that_never_was(cli: CommandLine, made: Path) -> Non
     assert "wanted <root>/runs/<name>" in cli("status", made).err
 
 
-@pytest.mark.parametrize(("pattern", "content"), [("configs/*.json", "{}"), ("asks/*.json", "junk"), ("*/*/plan.json", "{}")])
+@pytest.mark.parametrize(
+    ("pattern", "content"), [("configs/*.json", "{}"), ("asks/*.json", "junk"), ("*/*/plan.json", "{}")]
+)
 def test_a_damaged_run(cli: CommandLine, root: Path, pattern: str, content: str) -> None:
     for path in (root / "runs/small").glob(pattern):
         path.write_text(content)
@@ -88,8 +90,7 @@ def test_a_damaged_run(cli: CommandLine, root: Path, pattern: str, content: str)
     assert (said.code, "CorruptObject" in said.err) == (74, True)
 
 
-def test_a_published_version_that_was_deleted(cli: CommandLine, root: Path) -> None:
+def test_a_published_version_that_was_deleted(cli: CommandLine, made: Path, root: Path) -> None:
     shutil.rmtree(root / "datasets")
-    said = cli("run", root.parent / "config.yaml") if (root.parent / "config.yaml").exists() else None
-    config = root.parent / "config.yaml"
-    del said, config
+    said = cli("run", made.parent / "config.yaml", "--set", f"root={root}")
+    assert (said.code, "is gone" in said.err, "publish it anew" in said.err) == (74, True, True)

@@ -40,7 +40,7 @@ def refused(cli: CommandLine, config: Path, code: int, *words: str, sets: tuple[
         (b"name: 2020-01-01", "in quotes"),
         (b"seed: .inf", "finite"),
         (b"name: !!python/object/apply:os.system [true]", "not valid YAML"),
-        (b"seed: x", "seed: got \"x\"; input should be a valid integer"),
+        (b"seed: x", 'seed: got "x"; input should be a valid integer'),
         (b"sede: 1", "did you mean seed?"),
         (b"name: a", "sources: missing; this key is required"),
     ],
@@ -110,7 +110,13 @@ def test_a_head_made_for_another_model(cli: CommandLine, tmp_path: Path) -> None
 
 def test_verbs_and_options_that_do_not_exist(cli: CommandLine, tmp_path: Path) -> None:
     assert "No such command 'frob'" in cli("frob").err
-    assert cli("frob").code == cli("run").code == cli("run", "x", "--frob").code == cli("verify", "x", "--sample", 0).code == 2
+    assert (
+        cli("frob").code
+        == cli("run").code
+        == cli("run", "x", "--frob").code
+        == cli("verify", "x", "--sample", 0).code
+        == 2
+    )
     refused(cli, write_config(tmp_path), 2, "known keys are", sets=("frob=1",))
     said = cli("run", write_config(tmp_path), "--until", "scoer")
     assert (said.code, "no such stage; stages are sources, download" in said.err) == (2, True)
@@ -154,7 +160,9 @@ def test_tars_that_share_a_name(cli: CommandLine, tmp_path: Path) -> None:
 
 
 def test_broken_rows_are_rows_with_a_reason(cli: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text('url,caption\nhttp://gone.test/1,fine\nonly one\n"open,quote\njavascript:x,bad\n')
+    (tmp_path / "rows.csv").write_text(
+        'url,caption\nhttp://gone.test/1,fine\nonly one\n"open,quote\njavascript:x,bad\n'
+    )
     config = write_config(tmp_path, {"kind": "table", "paths": [f"{tmp_path}/rows.csv"]})
     assert cli("run", config).code == 0
     ledger = pl.read_parquet(tmp_path / "root/datasets/small/v000001/ledger/*.parquet")

@@ -180,10 +180,6 @@ def test_order_does_not_matter_and_every_duplicate_has_a_survivor(
         balance=BalanceConfig(target=7, if_short="all", max_repeat=2),
         holdout_share=0.3,
     )
-    if not any(change["status"] == "ok" and change["clip_score"] > 0.2 for change in changes):
-        with pytest.raises(ConfigError, match="nothing to draw from"):
-            chosen(rows, config, None, edges)
-        return
     found = chosen(rows, config, None, edges)
     shuffled = list(range(len(rows)))
     random.shuffle(shuffled)  # type: ignore[attr-defined]

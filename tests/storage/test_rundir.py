@@ -40,7 +40,7 @@ def test_changed_reads_make_a_new_generation_and_keep_the_old_one(unit: UnitDire
     ]
 
 
-def test_plan_is_found_again_by_what_it_read(unit: UnitDirectory) -> None:
+def test_plan_is_found_again_among_its_generations(unit: UnitDirectory) -> None:
     first = Plan((Part("part-000000", {"path": "a"}),), {"a": "1"})
     second = Plan((Part("part-000000"), Part("part-000001")), {"a": "2"})
     assert [unit.store_plan(plan) for plan in (first, second, first)] == [first, second, first]
@@ -72,8 +72,8 @@ def test_last_config_is_the_one_asked_for_last(tmp_path: Path) -> None:
     with pytest.raises(MissingObject, match="no run was started"):
         run.last_config()
     for number, time in ((1, "t1"), (2, "t2"), (1, "t3")):
-        run.record_config({"number": number}, time)
-    assert run.last_config() == {"number": 1}
+        run.record_config({"config": {"number": number}, "units": []}, time)
+    assert run.last_config()["config"] == {"number": 1}
     assert len(run.root.list("runs/run/configs")) == 2
 
 
