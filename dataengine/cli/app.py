@@ -187,7 +187,8 @@ def print_error(error: DataEngineError) -> None:
     from dataengine.cli.tables import printable
 
     label = Text(f"{type(error).__name__}: ", style="bold red")
-    Console(stderr=True, soft_wrap=True).print(label + Text(printable(error)), highlight=False)
+    message = "\n".join(map(printable, str(error).splitlines()))
+    Console(stderr=True, soft_wrap=True).print(label + Text(message), highlight=False)
 
 
 def print_interrupted() -> None:

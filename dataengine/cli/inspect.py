@@ -16,7 +16,7 @@ from dataengine.analyst.faults import Fault
 from dataengine.analyst.stats import per_source, score_quantiles
 from dataengine.analyst.verify import verify
 from dataengine.analyst.why import Outcome, why
-from dataengine.cli.tables import as_table, funnel_table, printable
+from dataengine.cli.tables import funnel_table, printable, score_tables, sources_table
 from dataengine.errors import ConfigError, CorruptObject
 
 
@@ -47,8 +47,9 @@ def print_stats(address: str, options: list[str]) -> None:
     dataset = open_dataset(address, store_options(options))
     with _readable_tables(address):
         console.print(funnel_table(dataset.funnel().collect()))
-        console.print(as_table(per_source(dataset), "Sources"))
-        console.print(as_table(score_quantiles(dataset), "Scores of emitted samples"))
+        console.print(sources_table(per_source(dataset)))
+        for table in score_tables(score_quantiles(dataset)):
+            console.print(table)
     recall = dataset.manifest["dedup"].get("image_recall")
     if recall:
         console.print(

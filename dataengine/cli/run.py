@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.analyst.stats import per_source
-from dataengine.cli.tables import as_table, funnel_table
+from dataengine.cli.tables import funnel_table, sources_table
 from dataengine.config.load import load_config
 from dataengine.config.run import RunConfig
 from dataengine.engine.progress import count_stages
@@ -75,7 +75,7 @@ def print_finished(finished: Finished, options: Mapping[str, str], console: Cons
     counts = dataset.manifest["counts"]
     if finished.num_parts_run:
         console.print(funnel_table(dataset.funnel().collect()))
-        console.print(as_table(per_source(dataset), "Sources"))
+        console.print(sources_table(per_source(dataset)))
     if not counts["num_samples"]:
         console.print("[bold yellow]Every row was dropped:[/] the dataset is empty; the funnel says why.")
     address = escape(finished.dataset)
@@ -123,7 +123,7 @@ def _print_next(config: RunConfig, finished: Finished, console: Console) -> None
     console.print(
         f"\n[bold]Next[/]\n"
         f"  dataengine stats  {dataset}\n"
-        f"  dataengine why    {dataset} http://faulty.test/gone.jpg\n"
+        f"  dataengine why    {dataset} http://archive.test/00006.jpg\n"
         f"  dataengine verify {dataset} --full\n"
         f"  dataengine status {runs}/{config.name}",
         highlight=False,

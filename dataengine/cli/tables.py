@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
 
-def as_table(frame: pl.DataFrame, title: str) -> Table:
-    """A frame as a table; numbers to the right, with separators."""
-    table = Table(title=title, title_justify="left")
-    for name, kind in frame.schema.items():
-        table.add_column(name, justify="right" if kind.is_numeric() else "left")
-    for row in frame.iter_rows():
-        table.add_row(*(_cell(value) for value in row))
+def sources_table(sources: pl.DataFrame) -> Table:
+    """What each source gave, and its place in the mixture."""
+    table = Table(
+        "source", "input rows", "emitted", "kept", "asked", "drawn", "share", title="Sources", title_justify="left"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in sources.iter_rows(named=True):
+        counts = (row["num_rows"], row["num_emitted"])
+        draws = (_cell(row["asked"]), _cell(row["num_draws"]), _share(row["share_draws"]))
+        table.add_row(escape(row["source"]), *(f"{count:,}" for count in counts), _share(row["share_kept"]), *draws)
     return table
 
 
-def printable(value: Any) -> str:
-    """`value` as text that cannot move the cursor or recolour the terminal: inputs are written by strangers."""
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in str(value))
+def score_tables(quantiles: pl.DataFrame) -> Iterator[Table]:
+    """One narrow table per score: its distribution in each source."""
+    shown = ("min", "q5", "q25", "q50", "q75", "q95", "max")
+    for (score,), rows in quantiles.group_by(["score"], maintain_order=True):
+        table = Table(
+            "source", "samples", *shown, title=f"{escape(str(score))} of emitted samples", title_justify="left"
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows.iter_rows(named=True):
+            table.add_row(escape(row["source"]), f"{row['num_scored']:,}", *(_cell(row[name]) for name in shown))
+        yield table
 
 
 def funnel_table(funnel: pl.DataFrame) -> Table:
@@ -45,7 +58,9 @@ def funnel_table(funnel: pl.DataFrame) -> Table:
     for row in rows:
         counts = [row[name] or 0 for name in sources]
         style = "bold green" if row["stage"] == "emitted" else None
-        table.add_row(row["stage"], row["reason"], *(_count(n) for n in counts), f"{sum(counts):,}", style=style)
+        table.add_row(
+            escape(row["stage"]), escape(row["reason"]), *(_count(n) for n in counts), f"{sum(counts):,}", style=style
+        )
     return table
 
 
@@ -53,9 +68,14 @@ def _count(number: int) -> str:
     return f"{number:,}" if number else "·"
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "·"
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else escape(printable(value))
+def _share(value: float | None) -> str:
+    return "·" if value is None else f"{value:.1%}"
+
+
+def _cell(value: float | None) -> str:
+    return "·" if value is None else f"{value:,.4g}" if value != int(value) else f"{int(value):,}"
+
+
+def printable(value: object) -> str:
+    """`value` as text without control characters, with which a hostile URL or caption could steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in str(value))

@@ -15,7 +15,9 @@ class CaptionDedupConfig(Config):
     min_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Jaccard similarity of character shingles from which two captions are near-duplicates."""
     shingle_chars: Annotated[int, Field(ge=2, le=32)] = 5
+    """Characters of a shingle; shorter captions are compared whole."""
     num_perm: Annotated[int, Field(ge=16, le=1024)] = 128
+    """Slots of a MinHash signature."""
     num_bands: Annotated[int, Field(ge=1, le=256)] = 32
     """Bands the signature is cut into; must divide `num_perm`."""
     num_buckets: Annotated[int, Field(ge=1, le=65536)] = 16
@@ -28,6 +30,7 @@ class ImageDedupConfig(Config):
     """Near-duplicate images: cosine neighbours of CLIP embeddings, exact inside k-means cells."""
 
     min_similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Cosine of CLIP embeddings from which two images are near-duplicates."""
     scorer: str | None = None
     """Whose embeddings; the first scorer's by default."""
     rows_per_cell: Annotated[int, Field(ge=16)] = 4096
@@ -39,6 +42,7 @@ class ImageDedupConfig(Config):
     recall_rows: Annotated[int, Field(ge=1)] = 2000
     """Rows searched exactly to measure recall."""
     confirm: Literal["phash", "none"] = "phash"
+    """A second witness that a pair in question must pass: perceptual hash, or none."""
     max_phash_distance: Annotated[int, Field(ge=0, le=64)] = 20
     """With `confirm: phash`, a pair further apart than this is not called a duplicate."""
 
@@ -47,6 +51,8 @@ class DedupConfig(Config):
     """Everything about finding duplicates; null switches a kind off."""
 
     captions: CaptionDedupConfig | None = CaptionDedupConfig()
+    """Near-duplicate captions; null: only exact ones."""
     images: ImageDedupConfig | None = ImageDedupConfig()
+    """Near-duplicate images; null: only exact ones."""
     num_class_buckets: Annotated[int, Field(ge=1, le=65536)] = 8
     """Tasks that content hashes are routed to."""

@@ -27,16 +27,22 @@ class ImageConfig(Config):
     size: Annotated[int, Field(ge=16, le=8192)] = 512
     """Pixels of the short side; smaller images are left alone."""
     format: Literal["jpg", "png", "webp"] = "jpg"
+    """Stored images of URL sources have this one format."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Of JPEG and WebP."""
 
 
 class LimitsConfig(Config):
     """Bounds on what a stranger may send. Over a bound, the row fails with its reason; nothing is cut short."""
 
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 2**20
+    """A longer body fails as `too_large`."""
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """A larger picture fails as `too_many_pixels`, before it is decoded."""
     max_side: Annotated[int, Field(ge=1)] = 20_000
+    """A longer side fails as `too_many_pixels`."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    """More hops fail as `redirects`."""
 
 
 class FetchConfig(Config):
@@ -49,6 +55,7 @@ class FetchConfig(Config):
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further attempts after a transient fault (DNS, connect, reset, 429, 5xx)."""
     connect_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Time to reach a server."""
     total_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Deadline for one URL, attempts and waits together."""
     min_bytes_per_second: Annotated[int, Field(ge=0)] = 1024
@@ -56,16 +63,20 @@ class FetchConfig(Config):
     user_agent: Annotated[str, Field(pattern=r"^[\x20-\x7e]+\Z")] = (
         "dataengine/0.1 (+https://github.com/dataengine/dataengine; dataset builder)"
     )
+    """Who we say we are; robots.txt is matched by its first word."""
 
 
 class DownloadConfig(Config):
     """Everything about getting image bytes."""
 
     image: ImageConfig = ImageConfig()
+    """How images are stored."""
     limits: LimitsConfig = LimitsConfig()
+    """What a stranger may send."""
     honor_opt_out: bool = True
     """Refuse images under X-Robots-Tag noai, noimageai, noindex, noimageindex, noml, or a robots.txt that disallows."""
     fetch: Annotated[FetchConfig, Field(json_schema_extra=EXECUTION)] = FetchConfig()
+    """Pace and patience."""
     hosts: Annotated[dict[str, HostAddress], Field(json_schema_extra=EXECUTION)] = {}
     """Host → address:port to connect to without DNS, for tests and intranets; exempt from the address guard."""
     max_failed_share: Annotated[float, Field(ge=0, le=1, json_schema_extra=EXECUTION)] = 1.0

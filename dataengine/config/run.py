@@ -29,6 +29,7 @@ class EmitConfig(Config):
     """How shards are cut."""
 
     target_shard_bytes: Annotated[int, Field(ge=1)] = 900 * 2**20
+    """Size that shards are cut towards."""
     shard_multiple: Annotated[int, Field(ge=1)] = 128
     """Shards per source are a multiple of this, so that ranks × workers divide them."""
 
@@ -37,7 +38,9 @@ class Resources(Config):
     """What one worker of a stage holds."""
 
     num_cpus: Annotated[float, Field(gt=0)] = 1
+    """Cores of one worker; torch gets as many threads (one at least)."""
     num_gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of one worker; fractions share a GPU."""
     max_workers: Annotated[int, Field(ge=1)] | None = None
     """Most workers at once; null: as many as the cluster holds."""
 
@@ -46,14 +49,21 @@ class ExecutionConfig(Config):
     """Where and how wide the run is executed; nothing here changes a published byte."""
 
     runner: Literal["ray", "serial"] = "ray"
+    """`ray` uses a cluster or this machine's cores; `serial` one process, for tests and debugging."""
     address: str | None = None
     """Ray cluster to join; null joins the job's cluster (RAY_ADDRESS) or starts a local one."""
     sources: Resources = Resources()
+    """Workers of the sources stage."""
     download: Resources = Resources()
+    """Workers of the download stage."""
     score: Resources = Resources()
+    """Workers of the score stage."""
     dedup: Resources = Resources()
+    """Workers of the dedup stage."""
     select: Resources = Resources()
+    """Workers of the select stage."""
     emit: Resources = Resources()
+    """Workers of the emit stage."""
     task_retries: Annotated[int, Field(ge=0, le=20)] = 3
     """How often a part is tried again after its worker or machine failed."""
     stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
@@ -64,7 +74,9 @@ class SampleWebConfig(Config):
     """The built-in sample web: rendered pages served on loopback, for the quickstart and tests."""
 
     seed: int = 7
+    """Another seed renders another web."""
     num_scenes: Annotated[int, Field(ge=60, le=100_000)] = 1000
+    """Good pictures to render; faults and copies come on top."""
 
 
 class RunConfig(Config):
@@ -77,15 +89,23 @@ class RunConfig(Config):
     storage_options: Annotated[dict[str, str], Field(json_schema_extra=EXECUTION)] = {}
     """Settings of the object store (endpoint, region, ...); credentials come from the environment."""
     seed: int = 0
+    """Seeds every draw: dedup anchors and samples, balance, holdout."""
     part_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """Candidates per part of a URL source."""
     sources: Annotated[dict[SourceName, Source], Field(min_length=1)]
+    """Name → where its candidates come from."""
     download: DownloadConfig = DownloadConfig()
+    """What is fetched and stored."""
     score: ScoreConfig
+    """Which models look at every image and caption."""
     dedup: DedupConfig = DedupConfig()
+    """What counts as a duplicate."""
     select: SelectConfig = SelectConfig()
+    """Which rows are published."""
     emit: EmitConfig = EmitConfig()
+    """How shards are cut."""
     execution: Annotated[ExecutionConfig, Field(json_schema_extra=EXECUTION)] = ExecutionConfig()
+    """Where and how wide the run is executed."""
     sample_web: Annotated[SampleWebConfig | None, Field(json_schema_extra=EXECUTION)] = None
     """Render and serve the sample web while the run needs it."""
 

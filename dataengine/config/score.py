@@ -30,6 +30,7 @@ class ScorerConfig(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the towers; normalisation and dot products are float32 always."""
     batch_size: Annotated[int, Field(ge=1, json_schema_extra=EXECUTION)] = 64
+    """Images or captions a tower sees at once; batches are padded to it."""
 
 
 class ScoreConfig(Config):

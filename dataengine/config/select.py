@@ -41,6 +41,8 @@ class SelectConfig(Config):
     rules: dict[RuleName, str] = {}
     """Reason → SQL boolean expression a row must meet (`clip_score >= 0.28`), in order; null is false."""
     survivors: SurvivorConfig = SurvivorConfig()
+    """Who stays among duplicates."""
     balance: BalanceConfig = BalanceConfig()
+    """How sources are mixed."""
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of duplicate groups kept out of training as split `holdout`."""

@@ -27,7 +27,9 @@ class TableSource(Config):
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "txt"] = "auto"
     """`auto` goes by the file name."""
     url_column: str = "url"
+    """Column of the URL."""
     caption_column: str | None = "caption"
+    """Column of the primary caption; null: there is none."""
     caption_columns: dict[CaptionName, str] = {}
     """Further captions: name → column."""
     sha256_column: str | None = None
@@ -51,9 +53,11 @@ class WebDatasetSource(Config):
     caption_fields: dict[CaptionName, str] = {}
     """Further captions: name → field of the json member."""
     url_field: str | None = "url"
+    """Field of the json member that holds the image's URL; null: there is none."""
     passthrough: tuple[str, ...] = ()
     """Fields of the json member carried along, as text."""
     license: str = ""
+    """Said in the data card."""
 
 
 Source = Annotated[TableSource | WebDatasetSource, Field(discriminator="kind")]

@@ -19,34 +19,36 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 READ_IT = """\
-Every path is relative to this folder; paths within a file are relative to that file's folder. `manifest.json`
-names every file with its SHA-256, `samples/*.parquet` holds one row per sample with the place of its bytes.
+Every path is relative to this folder; paths within a file are relative to that file's folder. `manifest.json` names
+every file with its SHA-256, `samples/*.parquet` holds one row per sample with the place of its bytes.
 
 ```python
-from dataengine.trainer.dataset import ShardDataset       # exactly once, resumable, at any world size
+from dataengine.trainer.dataset import ShardDataset  # exactly once, resumable, at any world size
 
 dataset = ShardDataset("manifest.json", split="train")
 
-import webdataset                                          # or any reader of tars
+import webdataset  # or any reader of tars
 
 urls = [f"{source}/{line}" for line in open(f"{source}/urls.txt").read().split()]
 dataset = webdataset.WebDataset(urls, nodesplitter=webdataset.split_by_node, shardshuffle=100)
 ```
 
-| reader | opens | |---|---| | open_clip | both lines of `train_data.txt`: `--train-data`,
-`--train-data-upsampling-factors` | | Megatron-Energon | this folder (`.nv-meta`) | | wids |
-`<source>/wids-meta.json` | | Hugging Face datasets | `load_dataset("webdataset", data_files="*/*.tar")`, or
-this folder | | Polars, DuckDB | `samples/*.parquet`, `ledger/*.parquet` (why each input row was kept or
-dropped), `stats/*.parquet` |
+| reader | opens |
+|---|---|
+| open_clip | both lines of `train_data.txt`: `--train-data`, `--train-data-upsampling-factors` |
+| Megatron-Energon | this folder (`.nv-meta`) |
+| wids | `<source>/wids-meta.json` |
+| Hugging Face datasets | `load_dataset("webdataset", data_files="*/*.tar")`, or this folder |
+| Polars, DuckDB | `samples/*.parquet`, `ledger/*.parquet` (why each row was kept or dropped), `stats/*.parquet` |
 """
 
 LIMITS = """\
-- Captions are the sources' own; nobody read them. A score says how a model sees a pair, not that a caption is
-true. - Images near the duplicate threshold may be missed, at the rate that the recall above gives. - `repeat`
-(how often a sample is drawn) is honoured by dataengine's reader and by open_clip's factors. Other readers
-draw every sample once. - In the json members a missing text is `""` and a missing number is `-1`; the Parquet
-tables hold nulls. - Images belong to their owners under the terms of each source. To have one removed, name
-its `url` or `key`.
+- Captions are the sources' own; nobody read them. A score says how a model sees a pair, not that a caption is true.
+- Images near the duplicate threshold may be missed, at the rate that the recall above gives.
+- `repeat` (how often a sample is drawn) is honoured by dataengine's reader and by open_clip's factors. Other readers
+  draw every sample once.
+- In the json members a missing text is `""` and a missing number is `-1`; the Parquet tables hold nulls.
+- Images belong to their owners under the terms of each source. To have one removed, name its `url` or `key`.
 """
 
 
@@ -91,32 +93,23 @@ def _front_matter(title: str, has_holdout: bool) -> str:
 
 
 def _sources(sources: Mapping[str, Mapping[str, Any]], mixture: Mapping[str, Any]) -> str:
-    shares = mixture["sources"]
-    columns = ("num_rows", "num_candidates", "num_emitted", "num_draws")
+    counts = ("num_rows", "num_candidates", "num_emitted")
+    draws = {name: mixture["sources"].get(name, {}) for name in sources}
+    totals = {what: sum(of_source.get(what, 0) for of_source in draws.values()) for what in ("asked", "realised")}
     rows = [
         [
             name,
-            *(_number(facts[column]) for column in columns),
-            *_shares(shares.get(name, {})),
+            *(_number(facts[count]) for count in counts),
+            *(_draws(draws[name].get(what, 0), totals[what]) for what in ("asked", "realised")),
             facts["license"] or "not stated",
         ]
         for name, facts in sources.items()
     ]
-    headings = (
-        "source",
-        "input rows",
-        "candidates",
-        "emitted",
-        "draws",
-        "share asked",
-        "share realised",
-        "licence",
-    )
-    return _table(headings, rows)
+    return _table(("source", "input rows", "candidates", "emitted", "draws asked", "draws realised", "licence"), rows)
 
 
-def _shares(share: Mapping[str, float | None]) -> list[str]:
-    return ["–" if share.get(name) is None else f"{share[name]:.2%}" for name in ("asked", "realised")]
+def _draws(number: int, total: int) -> str:
+    return f"{number:,} ({number / total:.1%})" if total else "0"
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ class Board(PlanContext):
             if state.plan is None:
                 continue
             for part in list(state.waiting.values()):
-                inputs = self._inputs(state.step, part)
+                inputs = self.inputs(state.step, part)
                 if inputs is None:
                     continue
                 del state.waiting[part.name]
@@ -128,7 +128,7 @@ class Board(PlanContext):
     def _all_fit(self, state: StepState) -> bool:
         assert state.plan is not None
         for part in state.plan.parts:
-            inputs = self._inputs(state.step, part)
+            inputs = self.inputs(state.step, part)
             if inputs is None or self._matching(state, part, inputs) is None:
                 return False
         return True
@@ -140,7 +140,8 @@ class Board(PlanContext):
         reads = part_reads(part, inputs)
         return next((commit for commit in reversed(stored) if commit.reads == reads), None)
 
-    def _inputs(self, step: Step, part: Part) -> Inputs | None:
+    def inputs(self, step: Step, part: Part) -> Inputs | None:
+        """What `part` would read; None while something that it needs is not committed."""
         by_part: dict[str, Commit] = {}
         whole: dict[str, WholeUnit] = {}
         for need in step.needs:

@@ -148,6 +148,6 @@ class IndexTars(Step):
         path, shard = part.spec["path"], part.spec["shard"]
         with inputs.root.open(path) as file:
             samples = read_samples(file, path, self.config)
-            table = index_candidates(samples, self.source, shard, path, self.config)
+            table = index_candidates(samples, self.source, shard, inputs.root.within(path), self.config)
         outputs.rows_in = sum(table.column("num_rows").to_pylist())
         outputs.table("candidate", CANDIDATE, table)

@@ -114,6 +114,10 @@ class Root:
         """The object's full address, to be opened from any root."""
         return path if _is_absolute(path) else f"{_absolute_url(self.url)}/{path}"
 
+    def within(self, address: str) -> str:
+        """`address` relative to this root when it lies inside, so that a root may be moved; else as it is."""
+        return address.removeprefix(f"{self.address('').rstrip('/')}/")
+
     def _locate(self, path: str) -> tuple[Backend, str]:
         base, inner = _split(self.address(path))
         return _backend(base, self.options), inner

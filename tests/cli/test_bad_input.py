@@ -21,6 +21,7 @@ def refused(cli: CommandLine, config: Path, code: int, *words: str, sets: tuple[
     assert said.code == code, said.err
     for word in words:
         assert word in said.err
+    assert "\x1b" not in said.err
     assert not manifests(config.parent)
 
 
@@ -132,7 +133,7 @@ TABLES: list[tuple[str, bytes | None, dict[str, Any], tuple[str, ...]]] = [
     ("broken.parquet", b"PAR1" + bytes(4) + b"PAR1", {}, ("cannot read this parquet file",)),
     ("empty.csv", b"", {}, ("no header line",)),
     ("twice.csv", b"url,url\na,b\n", {"caption_column": None}, ("column 'url' stands 2 times",)),
-    ("\x1b[31m.csv", b"\x1b[2J,b\n", {}, ("no column 'url'", "\ufffd[2J")),
+    ("\x1b[31m.csv", b"\x1b[2J,b\n", {}, ("no column 'url'", "[2J")),
     ("plain.csv.gz", b"url,caption\n", {}, ("cannot read this csv file",)),
     ("cut.csv.gz", gzip.compress(b"url,caption\n" * 999)[:40], {}, ("cannot read this csv file",)),
     ("table.xlsx", b"", {}, ("the name does not tell the format",)),
@@ -194,7 +195,6 @@ def test_a_run_that_drops_every_row_is_legal(cli: CommandLine, tmp_path: Path) -
     said = cli("run", config, *rules, "--set", "select.balance={target: 5, if_short: all}")
     assert said.code == 0
     assert "Every row was dropped" in said.out
-    assert "[/odd]" in said.out
     assert "\x1b[31m" not in said.out
     (manifest,) = manifests(tmp_path)
     assert json.loads(manifest.read_text())["mixture"]["sources"]["web"] == {"asked": 0, "available": 0, "realised": 0}

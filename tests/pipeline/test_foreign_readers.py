@@ -79,6 +79,8 @@ def test_every_published_file_is_listed_with_its_hash(quickstart_dataset: Path) 
     from dataengine.analyst.verify import verify
 
     manifest = json.loads((quickstart_dataset / "manifest.json").read_text())
-    there = {path.relative_to(quickstart_dataset).as_posix() for path in quickstart_dataset.rglob("*") if path.is_file()}
+    there = {
+        path.relative_to(quickstart_dataset).as_posix() for path in quickstart_dataset.rglob("*") if path.is_file()
+    }
     assert {file["path"] for file in manifest["files"]} == there - {"manifest.json", "claim.json"}
     assert verify(open_dataset(str(quickstart_dataset)), full=True, sample=4, progress=lambda *_: None) == []

@@ -27,7 +27,11 @@ def start(root: Path, runner: str, mark: str) -> subprocess.Popen[bytes]:
     arguments = [argument for override in overrides for argument in ("--set", override)]
     environment = os.environ | {MARK: mark}
     return subprocess.Popen(
-        [*COMMAND, *arguments], env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*COMMAND, *arguments],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 

@@ -14,7 +14,12 @@ import pytest
 from tests.conftest import REPOSITORY, SMALL
 
 RAY = str(Path(sys.executable).parent / "ray")
-PORTS = {"--port": 26379, "--dashboard-port": 28265, "--ray-client-server-port": 20001, "--dashboard-agent-listen-port": 25365}
+PORTS = {
+    "--port": 26379,
+    "--dashboard-port": 28265,
+    "--ray-client-server-port": 20001,
+    "--dashboard-agent-listen-port": 25365,
+}
 
 
 @pytest.fixture
@@ -25,7 +30,15 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     ports = [f"{name}={port}" for name, port in PORTS.items()]
-    command = [RAY, "start", "--head", "--num-cpus=2", "--object-store-memory=200000000", "--disable-usage-stats", *ports]
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--num-cpus=2",
+        "--object-store-memory=200000000",
+        "--disable-usage-stats",
+        *ports,
+    ]
     subprocess.run(command, env=environment, check=True, capture_output=True, cwd=tmp_path, timeout=120)
     yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{PORTS['--dashboard-port']}"}
     subprocess.run([RAY, "stop", "--force"], env=environment, check=False, capture_output=True, timeout=60)

@@ -36,7 +36,9 @@ def test_truth_can_fail(quickstart_run: Path, quickstart_dataset: Path) -> None:
     yields = pl.col("reason") == "duplicate_image"
     assert violations(joined.with_columns(reason=pl.when(yields).then(None).otherwise("reason")))
     good = pl.col("kind") == "good"
-    assert violations(joined.with_columns(reason=pl.when(good).then(pl.lit("sharp")).otherwise("reason"), state=pl.lit("")))
+    assert violations(
+        joined.with_columns(reason=pl.when(good).then(pl.lit("sharp")).otherwise("reason"), state=pl.lit(""))
+    )
 
 
 def test_ledger_accounts_for_every_input_row(quickstart_run: Path, quickstart_dataset: Path) -> None:

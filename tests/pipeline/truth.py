@@ -17,7 +17,9 @@ def load(root: Path, version: Path) -> pl.DataFrame:
 
 def violations(joined: pl.DataFrame) -> list[str]:
     """Everything in which the ledger differs from the truth, one line each."""
-    found = [f"truth without ledger row: {row['source']} {row['url']}" for row in _rows(joined, pl.col("key").is_null())]
+    found = [
+        f"truth without ledger row: {row['source']} {row['url']}" for row in _rows(joined, pl.col("key").is_null())
+    ]
     found += [f"ledger row nobody planted: {row['key']}" for row in _rows(joined, pl.col("kind").is_null())]
     found += [
         f"{row['kind']} {row['source']} {row['url']}: wanted {row['expected_stage']}/{row['expected_reason']}, "
@@ -46,7 +48,9 @@ def _group_violations(joined: pl.DataFrame) -> list[str]:
     for (group,), rows in members.group_by(["group"]):
         kept = rows.filter(pl.col("reason").is_null() | (pl.col("reason") == "balance"))["key"].to_list()
         if len(kept) != 1:
-            found.append(f"group {group}: wanted one row to be left, got {len(kept)} of {len(rows)}: {rows['kind'].to_list()}")
+            found.append(
+                f"group {group}: wanted one row to be left, got {len(kept)} of {len(rows)}: {rows['kind'].to_list()}"
+            )
             continue
         strangers = rows.filter((pl.col("reason") == "duplicate_image") & (pl.col("survivor_key") != kept[0]))
         found += [f"group {group}: {key} yields to a stranger" for key in strangers["key"]]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
+import obstore.exceptions
 import pytest
 
 from dataengine.errors import ConfigError, CorruptObject, MissingObject, StorageError
@@ -59,7 +62,7 @@ def test_writer_gives_size_and_hash_and_appears_whole(root: Root) -> None:
 
 
 def test_writer_that_fails_leaves_nothing(root: Root) -> None:
-    with pytest.raises(RuntimeError, match="on purpose"), root.writer("half") as stream:
+    with pytest.raises(RuntimeError, match="on purpose"), root.writer("half") as stream:  # noqa: PT012
         stream.write(b"x" * 100)
         raise RuntimeError("on purpose")
     assert not root.exists("half")
@@ -89,6 +92,8 @@ def test_open_reads_and_seeks(root: Root) -> None:
 
 def test_absolute_addresses_open_from_any_root(root: Root, tmp_path: Path) -> None:
     root.put("x/y", b"content")
+    assert root.within(root.address("x/y")) == "x/y"
+    assert root.within("/some/where") == "/some/where"
     other = Root(str(tmp_path / "elsewhere"), root.options)
     assert other.get(root.address("x/y")) == b"content"
     assert other.list(root.address("x")) == [root.address("x/y")]
@@ -118,3 +123,30 @@ def test_no_space_names_the_file_and_what_is_free() -> None:
         full.open("wb") as f,
     ):
         f.write(b"x" * 10_000)
+
+
+class _LostReplies:
+    """Answers a put with a fault: before it is applied, after, or after somebody else's."""
+
+    def __init__(self, put: Callable[..., object], when: str) -> None:
+        self._put, self._when, self._calls = put, when, 0
+
+    def __call__(self, store: object, path: str, content: bytes, **options: object) -> object:
+        self._calls += 1
+        if self._calls > 1:
+            return self._put(store, path, content, **options)
+        if self._when == "after":
+            self._put(store, path, content, **options)
+        if self._when == "lost the race":
+            self._put(store, path, b"theirs", **options)
+        raise obstore.exceptions.GenericError("the reply was lost")
+
+
+@pytest.mark.parametrize(("when", "held"), [("before", b"mine"), ("after", b"mine"), ("lost the race", b"theirs")])
+def test_unclear_answer_to_create_is_settled_by_reading_back(
+    s3_server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, held: bytes
+) -> None:
+    root = Root(f"s3://lake/{tmp_path.name}", tuple(sorted(s3_server.items())))
+    monkeypatch.setattr(obstore, "put", _LostReplies(obstore.put, when))
+    assert root.create("commit", b"mine") == held
+    assert root.get("commit") == held
