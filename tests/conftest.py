@@ -106,7 +106,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         _make_bucket(options)
         yield options
     finally:
-        server.terminate()
+        server.kill()  # a polite shutdown takes it half a minute
         server.wait(timeout=30)
 
 

@@ -24,7 +24,8 @@ class RemoteBackend:
     def __init__(self, base: str, options: dict[str, str]) -> None:
         self._base = base
         client: dict[str, Any] = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
-        if options.get("allow_http") == "true":
+        is_plain = options.get("endpoint", "").startswith("http://")
+        if is_plain or options.get("allow_http") == "true":
             client["allow_http"] = True
         settings = {name: value for name, value in options.items() if name != "allow_http"}
         try:

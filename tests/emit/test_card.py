@@ -21,7 +21,7 @@ MANIFEST = {
         },
         "blog": {"num_rows": 5, "num_candidates": 5, "num_emitted": 0, "num_draws": 0, "license": ""},
     },
-    "mixture": {"target": 1800, "sources": {"photos": {"asked": 1.0, "realised": 0.9875}}},
+    "mixture": {"target": 1800, "sources": {"photos": {"asked": 1800, "realised": 1350}}},
     "provenance": {"clip": {"model": "ViT-B-32", "weights_sha256": "ab" * 32}},
     "dedup": {"recall": {"estimate": 0.991, "low": 0.987, "high": 0.994}},
     "counts": {"num_samples": 900, "num_draws": 1800, "num_shards": 8, "nbytes": 123456789},
@@ -44,8 +44,8 @@ def test_front_matter_names_the_tars_only() -> None:
 def test_the_numbers_are_there() -> None:
     text = card()
     assert "# web v000003" in text
-    assert "| photos | 12,000 | 11,000 | 900 | 1,800 | 100.00% | 98.75% | CC \\| BY |" in text
-    assert "| blog | 5 | 5 | 0 | 0 | – | – | not stated |" in text
+    assert "| photos | 12,000 | 11,000 | 900 | 1,800 (100.0%) | 1,350 (100.0%) | CC \\| BY |" in text
+    assert "| blog | 5 | 5 | 0 | 0 (0.0%) | 0 (0.0%) | not stated |" in text
     assert "| photos | dropped | download | http_404 &lt;b> | 100 | 120 |" in text
     assert "| recall.estimate | 0.991 |" in text
     assert "| clip.model | ViT-B-32 |" in text

@@ -32,6 +32,8 @@ REASONS = {
         "http_500",
         "dns",
         "connect",
+        "reset",
+        "truncated",
         "timeout",
         "redirects",
         "blocked_address",

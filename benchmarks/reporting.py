@@ -1,0 +1,78 @@
+"""How a benchmark reports: a table for people, one JSON line for programs, and a file under `benchmarks/results/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that was asked for: met when `value` is at most `goal`."""
+
+    name: str
+    value: float
+    goal: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is reached."""
+        return self.value <= self.goal
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a command cost, with all processes it waited for."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    exit_code: int
+    output: str
+
+
+def run_timed(command: list[str]) -> Timed:
+    """Run `command` to its end and time it."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Timed(time.monotonic() - started, cpu, done.returncode, done.stdout + done.stderr)
+
+
+def report(name: str, results: dict[str, dict[str, Any]], goals: list[Goal]) -> None:
+    """Print the table and the JSON line, and keep both under `results/` with machine, date, commit and command."""
+    columns = list(dict.fromkeys(column for row in results.values() for column in row))
+    print(f"{'':<24}" + "".join(f"{column:>16}" for column in columns))
+    for contender, row in results.items():
+        print(f"{contender:<24}" + "".join(f"{_cell(row.get(column)):>16}" for column in columns))
+    record = {"results": results, "goals": [asdict(goal) | {"met": goal.met} for goal in goals]}
+    RESULTS.mkdir(exist_ok=True)
+    kept = record | {"machine": _machine(), "date": datetime.now(UTC).date().isoformat(), "commit": _commit()}
+    kept["command"] = "python " + " ".join(["-m", f"benchmarks.{name}", *sys.argv[1:]])
+    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    print(json.dumps(record))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else str("" if value is None else value)
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
