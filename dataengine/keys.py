@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEY_CHARS = 32
-_SEPARATOR = b"\x1f"  # never part of a URL or a tar member name, so ("a", "bc") and ("ab", "c") differ
+_SEPARATOR = b"\x1f"  # never part of a source's name, so ("a", "bc") and ("ab", "c") differ
 
 
 def url_keys(source: str, urls: Iterable[str]) -> list[str]:
@@ -47,8 +47,8 @@ def key_bits(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     Raises ValueError when a key is null or not 32 characters long.
     """
     array = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
-    joined = np.frombuffer("".join(array.to_pylist()).encode("ascii"), dtype=np.uint8)
-    if array.null_count or joined.size != KEY_CHARS * len(array):
+    joined = np.frombuffer("".join(array.drop_null().to_pylist()).encode("ascii", "replace"), dtype=np.uint8)
+    if joined.size != KEY_CHARS * len(array):
         raise ValueError(f"keys must be {KEY_CHARS} hex characters each")
     return _parse_hex(joined.reshape(len(array), KEY_CHARS)[:, :16])
 

@@ -131,7 +131,7 @@ def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published:
     sources, tables, columns = tuple(config.sources), tuple(scores.items()), config.score_columns
     extra = sorted({name for source in config.sources.values() for name in source.passthrough})
     return [
-        PlanShards(config.name, sources, config.emit, published),
+        PlanShards(config.name, sources, tuple(scores), config.emit, published),
         *(RouteRows(source, tables, columns) for source in sources),
         WriteShards(config.name, sources, columns, config.caption_names, tuple(extra)),
         Publish(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dataengine.config.download import ImageConfig, LimitsConfig
 
 _ENCODERS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+_MAX_SIDES = {"jpg": 65_500, "png": 2**31 - 1, "webp": 16_383}  # what the encoders take
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def store_image(content: bytes, image: ImageConfig, limits: LimitsConfig) -> Sto
     """
     opened = open_image(content, max_pixels=limits.max_pixels, max_side=limits.max_side)
     picture = render(opened, image.size if image.resize == "keep_ratio" else None)
+    if max(picture.size) > _MAX_SIDES[image.format]:
+        wanted = f"at most {_MAX_SIDES[image.format]} a side in {image.format}"
+        raise ImageFault("too_many_pixels", f"{picture.width} x {picture.height} pixels, wanted {wanted}")
     if picture.size != (opened.width, opened.height) or not _is_clean(content, opened, image.format):
         content = _encode(picture, image.format, image.quality)
     return _describe(content, image.format, opened, picture)

@@ -149,6 +149,11 @@ class Download(Step):
                 return sample | {"reason": fault.reason}
             return sample | _found(image) | {name: row[name] for name in ("object", "offset", "nbytes")}
 
+        # Before anything is read: a member of a hostile tar may be larger than memory.
+        most = self.config.limits.max_body_bytes
+        for row in rows:
+            if row["fault"] is None and row["nbytes"] > most:
+                row["fault"] = "too_large"
         places = [(row["object"], row["offset"], row["nbytes"]) if row["fault"] is None else None for row in rows]
         return [inspect(row, content) for row, content in zip(rows, read_located(root, places), strict=True)]
 

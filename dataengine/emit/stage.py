@@ -50,6 +50,7 @@ class PlanShards(Step):
     version: ClassVar[int] = 1
     dataset: str
     sources: tuple[str, ...]
+    scorers: tuple[str, ...]
     config: EmitConfig
     published: Mapping[str, Any]
     """Everything else that the published files depend on: config and recipes."""
@@ -60,7 +61,13 @@ class PlanShards(Step):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return tuple(Need(name, whole=True) for name in ("select/selection", *(f"download/{s}" for s in self.sources)))
+        names = ["select/selection", *(f"download/{source}" for source in self.sources), *self._described()]
+        return tuple(Need(name, whole=True) for name in names)
+
+    def _described(self) -> list[str]:
+        """Steps whose tables go into samples, ledger and statistics."""
+        scores = [f"score/{scorer}.{source}" for scorer in self.scorers for source in self.sources]
+        return [*(f"sources/{source}" for source in self.sources), *scores]
 
     def identity(self) -> Mapping[str, Any]:
         return {"dataset": self.dataset, "config": self.config.identity(), "published": dict(self.published)}
@@ -71,7 +78,9 @@ class PlanShards(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         rows = self._kept(inputs)
         shards = plan_shards(rows, self.config)
-        plan_hash = hashlib.sha256(canonical_json(dict(self.identity())) + parquet_bytes(rows)).hexdigest()
+        # Of what downloads recorded only the kept rows count: times and attempts are in no published file.
+        reads = {step: inputs.whole[step].digest() for step in ("select/selection", *self._described())}
+        plan_hash = hashlib.sha256(canonical_json([dict(self.identity()), reads]) + parquet_bytes(rows)).hexdigest()
         outputs.rows_in = outputs.rows_out = len(rows)
         outputs.facts |= {
             "version": claim_version(inputs.root, self.dataset, plan_hash),
@@ -80,14 +89,14 @@ class PlanShards(Step):
         }
 
     def _kept(self, inputs: Inputs) -> pa.Table:
-        """Kept rows sorted by key: key, source, split, format, nbytes, xxh3, repeat."""
+        """Kept rows sorted by key: key, source, split, repeat, and what SAMPLE says that is published."""
         (selected,) = inputs.commits("select/selection")
         tables = []
         for source in self.sources:
             for commit in inputs.commits(f"download/{source}"):
                 path = selected.objects[f"{source}.{commit.part}"].path
                 chosen = read_table(inputs.root, path, SELECTION, ["source", "verdict", "split", "repeat"])
-                names = ["key", "xxh3", "format", "nbytes"]
+                names = ["key", "sha256", "xxh3", "format", "width", "height", "nbytes"]
                 samples = read_table(inputs.root, commit.objects["sample"].path, SAMPLE, names)
                 columns = {name: samples.column(name) for name in names}
                 columns |= {name: chosen.column(name) for name in ("source", "split", "repeat")}

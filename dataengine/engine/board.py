@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dataengine.contract import Inputs, PlanContext, Step, WholeUnit
+from dataengine.contract import Inputs, Need, PlanContext, Step, WholeUnit
 from dataengine.errors import InputError, StorageError
 from dataengine.storage.rundir import Commit, Part, Plan, RunDirectory, UnitDirectory
 
@@ -34,6 +34,8 @@ class StepState:
     done: dict[str, Commit] = field(default_factory=dict)
     reused: int = 0
     waiting: dict[str, Part] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+    """Waiting parts of which a need was met since they were last looked at: looking at all would be quadratic."""
     complete_path: str | None = None
     problem: str | None = None
     """Why its inputs cannot be planned; only a board that is not stored goes on without them."""
@@ -79,11 +81,13 @@ class Board(PlanContext):
                 self._open(state)
             if state.plan is None:
                 continue
-            for part in list(state.waiting.values()):
+            names, state.touched = sorted(state.touched & state.waiting.keys()), set()
+            for name in names:
+                part = state.waiting[name]
                 inputs = self.inputs(state.step, part)
                 if inputs is None:
                     continue
-                del state.waiting[part.name]
+                del state.waiting[name]
                 found = self._matching(state, part, inputs)
                 if found is None:
                     yield Job(state.step, part, state.directory, inputs)
@@ -97,8 +101,15 @@ class Board(PlanContext):
         """Note that a part exists."""
         state = self.states[step]
         state.done[commit.part] = commit
+        for other in self._above(step, whole=False):
+            other.touched.add(commit.part)
         if state.complete:
             self._close(state)
+
+    def _above(self, step: str, *, whole: bool) -> list[StepState]:
+        """The steps that need `step`, wholly or part by part."""
+        wanted = Need(step, whole)
+        return [state for state in self.states.values() if wanted in state.step.needs]
 
     def _plannable(self, step: Step) -> bool:
         needs = all(self.states[need.step].plan is not None for need in step.needs)
@@ -110,6 +121,7 @@ class Board(PlanContext):
             return
         state.plan = plan
         state.waiting = {part.name: part for part in plan.parts}
+        state.touched = set(state.waiting)
         found = state.directory.find_complete(plan)
         if found is not None:
             state.stored = {commit.part: [commit] for commit in found[1]}
@@ -165,6 +177,9 @@ class Board(PlanContext):
             state.complete_path = found[0]
         elif self._store:
             state.complete_path = state.directory.store_complete(state.plan, commits)
+        if state.complete_path is not None:
+            for other in self._above(state.step.name, whole=True):
+                other.touched |= other.waiting.keys()
 
     def survey(self) -> None:
         """Look as far as commits allow without running anything; a step that cannot be planned says why."""

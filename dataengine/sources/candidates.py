@@ -1,6 +1,6 @@
 """Candidates of a URL source: blocks of foreign text columns in, CANDIDATE rows out.
 
-`route_rows` gives every input row a key, so that rows can be dealt out by key; `merge_rows` makes one
+`route_rows` gives every input row a key, `deal_rows` deals rows out by key, and `merge_rows` makes one
 candidate of all rows that share a key. What is wrong with a row becomes its `fault`; no row is dropped. It
 knows no files.
 """
@@ -8,6 +8,7 @@ knows no files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataengine.config.sources import TableSource
-from dataengine.keys import url_keys
+from dataengine.keys import key_ranges, url_keys
 from dataengine.schemas import CANDIDATE, CAPTIONS, TableSchema, column
 from dataengine.sources.tables import MALFORMED
 
@@ -70,6 +71,14 @@ def route_rows(table: pa.Table, source: str, config: TableSource, first_position
             "fault": _faults(urls, malformed, expected),
         }
     )
+
+
+def deal_rows(routed: pa.Table, num_ranges: int) -> list[pa.Table]:
+    """The rows of each of `num_ranges` equal ranges of keys, in the order they came in."""
+    ranges = key_ranges(routed.column("key"), num_ranges)
+    dealt = routed.take(pa.array(np.argsort(ranges, kind="stable")))
+    bounds = np.searchsorted(np.sort(ranges), np.arange(num_ranges + 1))
+    return [dealt.slice(begin, end - begin) for begin, end in pairwise(bounds.tolist())]
 
 
 def merge_rows(routed: pa.Table, source: str) -> pa.Table:

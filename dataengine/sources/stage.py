@@ -15,9 +15,8 @@ import pyarrow as pa
 from dataengine.config.sources import TableSource, WebDatasetSource
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.errors import InputError
-from dataengine.keys import key_ranges
 from dataengine.schemas import CANDIDATE
-from dataengine.sources.candidates import ROUTED, columns_of, merge_rows, route_rows
+from dataengine.sources.candidates import ROUTED, columns_of, deal_rows, merge_rows, route_rows
 from dataengine.sources.files import expand_braces
 from dataengine.sources.tables import count_rows, read_columns, table_format
 from dataengine.sources.webdataset import index_candidates, read_samples
@@ -59,21 +58,25 @@ class ScanTable(Step):
             position = number * _FILE_POSITIONS
             specs.append({"path": path, "first_position": position, "num_rows": num_rows, "reads": reads})
         num_ranges = max(1, -(-sum(spec["num_rows"] for spec in specs) // self.part_rows))
-        parts = (Part(f"part-{i:06d}", {**spec, "num_ranges": num_ranges}) for i, spec in enumerate(specs))
+        for spec in specs:
+            # Another file more or less deals the same rows to other ranges, so a commit holds for one number only.
+            spec["num_ranges"] = num_ranges
+            spec["reads"]["num_ranges"] = str(num_ranges)
+        parts = (Part(f"part-{i:06d}", spec) for i, spec in enumerate(specs))
         return Plan(tuple(parts), {spec["path"]: spec["reads"]["input"] for spec in specs})
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         path, position, num_ranges = part.spec["path"], part.spec["first_position"], part.spec["num_ranges"]
         form, compression = table_format(path, self.config.format)
-        routed = [ROUTED.empty()]
+        routed: list[list[pa.Table]] = [[ROUTED.empty()] for _ in range(num_ranges)]
         with inputs.root.open(path) as file:
             for table in read_columns(file, path, form, compression, columns_of(self.config, form)):
-                routed.append(route_rows(table, self.source, self.config, position))
+                rows = route_rows(table, self.source, self.config, position)
+                for pieces, piece in zip(routed, deal_rows(rows, num_ranges), strict=True):
+                    pieces.append(piece)
                 position += len(table)
-        rows = pa.concat_tables(routed)
-        ranges = pa.array(key_ranges(rows.column("key"), num_ranges))
-        outputs.rows_in = outputs.rows_out = len(rows)
-        outputs.buckets("routed", ROUTED, [rows.filter(pa.compute.equal(ranges, i)) for i in range(num_ranges)])
+        outputs.rows_in = outputs.rows_out = position - part.spec["first_position"]
+        outputs.buckets("routed", ROUTED, [pa.concat_tables(pieces) for pieces in routed])
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,9 @@ class IndexTars(Step):
         parts, reads = [], {}
         for i, (path, shard) in enumerate(zip(tars, shards, strict=True)):
             reads[path] = quick_fingerprint(context.root, path)
-            parts.append(Part(f"part-{i:06d}", {"path": path, "shard": shard, "reads": {"input": reads[path]}}))
+            # Keys hold the tar's name and locations its place, so a tar that was moved is indexed anew.
+            read = {"input": reads[path], "object": context.root.within(path)}
+            parts.append(Part(f"part-{i:06d}", {"path": path, "shard": shard, "reads": read}))
         return Plan(tuple(parts), reads)
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:

@@ -38,10 +38,16 @@ def find_files(root: Root, patterns: Iterable[str], where: str) -> list[str]:
 
 def _expand(root: Root, address: str) -> list[str]:
     glob = _GLOB.search(address)
-    if glob is None:
-        return [address] if root.exists(address) else []
+    if glob is None or root.exists(address):  # a folder may have brackets in its name
+        return [address] if glob or root.exists(address) else []
     folder = address[: glob.start()].rpartition("/")[0]
-    return [path for path in root.list(folder) if fnmatch.fnmatchcase(path, address)]
+    return [path for path in root.list(folder or "/") if _matches(path, address)]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether `pattern` fits folder by folder, as in a shell: `*` does not cross a slash."""
+    names, globs = path.split("/"), pattern.split("/")
+    return len(names) == len(globs) and all(map(fnmatch.fnmatchcase, names, globs))
 
 
 def content_fingerprint(root: Root, path: str) -> str:

@@ -98,12 +98,9 @@ class Root:
     def list(self, prefix: str) -> list[str]:
         """Sorted paths of the objects under the folder `prefix`, in the form they can be opened with."""
         backend, inner = self._locate(prefix)
-        stem = prefix.rstrip("/")
-        cut = len(inner.rstrip("/"))
-        return sorted(
-            (stem + path[cut:]).lstrip("/") if not _is_absolute(prefix) else stem + path[cut:]
-            for path in backend.list(inner)
-        )
+        folder = f"{prefix.rstrip('/')}/" if prefix else ""
+        cut = len(f"{inner.rstrip('/')}/") if inner.rstrip("/") else 0
+        return sorted(folder + path[cut:] for path in backend.list(inner))
 
     def local_path(self, path: str) -> Path | None:
         """Where the object lies on this machine's disk, if the store is one."""

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataengine.errors import CorruptObject
+from dataengine.errors import CorruptObject, MissingObject
 from dataengine.schemas import TableSchema
 from dataengine.storage.store import Root
 
 ROW_GROUP_ROWS = 65_536  # a few MB of narrow columns: small enough to skip, large enough to compress
+_UNREADABLE = (pa.ArrowException, OSError, KeyError, IndexError)  # a page that fails its checksum is an OSError
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -51,7 +52,7 @@ def read_table(root: Root, path: str, schema: TableSchema, columns: Sequence[str
         with root.open(path) as file:
             table = pq.read_table(file, columns=wanted.names, page_checksum_verification=True)
         return table.select(wanted.names).cast(wanted).replace_schema_metadata(table.schema.metadata)
-    except (pa.ArrowException, KeyError) as error:
+    except _UNREADABLE as error:
         raise CorruptObject(f"{root.address(path)}: not a readable {schema.name} table: {error}") from error
 
 
@@ -61,7 +62,7 @@ def read_bucket(root: Root, path: str, schema: TableSchema, bucket: int) -> pa.T
         with root.open(path) as file:
             reader = pq.ParquetFile(file, page_checksum_verification=True)
             return reader.read_row_group(bucket).cast(schema.arrow)
-    except (pa.ArrowException, KeyError, IndexError) as error:
+    except _UNREADABLE as error:
         raise CorruptObject(f"{root.address(path)}: no readable bucket {bucket} of {schema.name}: {error}") from error
 
 
@@ -73,13 +74,18 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def read_npy(root: Root, path: str) -> NDArray[Any]:
-    """The array at `path`, mapped when it lies on a local disk. Raises CorruptObject when it is no array."""
+    """The array at `path`, mapped when it lies on a local disk.
+
+    Raises CorruptObject when it is no array, MissingObject when it is absent.
+    """
     local = root.local_path(path)
     try:
         if local is not None:
             array: NDArray[Any] = np.load(local, mmap_mode="r", allow_pickle=False)
         else:
             array = np.load(io.BytesIO(root.get(path)), allow_pickle=False)
-    except ValueError as error:
+    except FileNotFoundError as error:
+        raise MissingObject(f"{root.address(path)}: no such object") from error
+    except (ValueError, EOFError, OSError) as error:
         raise CorruptObject(f"{root.address(path)}: not a readable .npy array: {error}") from error
     return array
