@@ -37,9 +37,11 @@ def find_files(root: Root, patterns: Iterable[str], where: str) -> list[str]:
 
 
 def _expand(root: Root, address: str) -> list[str]:
+    if root.exists(address):  # also when a folder on the way has brackets in its name
+        return [address]
     glob = _GLOB.search(address)
-    if glob is None or root.exists(address):  # a folder may have brackets in its name
-        return [address] if glob or root.exists(address) else []
+    if glob is None:
+        return []
     folder = address[: glob.start()].rpartition("/")[0]
     return [path for path in root.list(folder or "/") if _matches(path, address)]
 
