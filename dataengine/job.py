@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -22,7 +21,7 @@ from dataengine.engine.runner import Executor, Runner
 from dataengine.engine.serial import SerialExecutor
 from dataengine.errors import InputError, StorageError
 from dataengine.pipeline import STAGES, Pipeline, build_pipeline
-from dataengine.storage.rundir import Commit, RunDirectory, UnitDirectory
+from dataengine.storage.rundir import RunDirectory
 from dataengine.storage.store import Root
 
 STATEFUL_STAGES = frozenset({"score"})
@@ -39,19 +38,13 @@ class Finished:
     """Address of the published version; None when the job stopped before emit."""
 
 
-def run_directory(config: RunConfig) -> RunDirectory:
-    """Where the run of `config` keeps its state."""
-    root = Root(config.root, tuple(sorted(config.storage_options.items())))
-    return RunDirectory(root, config.name)
-
-
 def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Finished:
     """Carry out `config` up to a stage, reusing every part that is committed already.
 
     Raises ConfigError, InputError, DataBudgetError, StorageError or TryAgainError; what was committed stays.
     """
     pipeline = build_pipeline(config).until(until)
-    run = run_directory(config)
+    run = RunDirectory.open(config.root, config.storage_options, config.name)
     _probe(run)
     _record(run, config, pipeline)
     _render_sample_web(config, run.root, console)
@@ -65,7 +58,7 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
 def survey_job(config: RunConfig) -> Board:
     """The board of `config` as it stands; nothing is written or run."""
     pipeline = build_pipeline(config)
-    run = run_directory(config)
+    run = RunDirectory.open(config.root, config.storage_options, config.name)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=False)
     board.survey()
     return board
@@ -158,19 +151,3 @@ def _sample_web(config: RunConfig, root: Root) -> Iterator[dict[str, str]]:
     web = render_web(_web_folder(config, root), config.sample_web.seed, config.sample_web.num_scenes)
     with serve(web) as hosts:
         yield hosts
-
-
-def unit_commits(run: RunDirectory, path: str) -> tuple[int | None, list[Commit]]:
-    """Planned parts (None: not planned yet) and newest commits of the unit in folder `path`, from the store alone."""
-    unit = UnitDirectory(run.root, path)
-    plans = unit.load_plans()
-    if not plans:
-        return None, []
-    names = {part.name for part in plans[-1].parts}
-    commits = [found[-1] for part, found in unit.load_commits().items() if part in names]
-    return len(names), commits
-
-
-def dumped_config(record: dict[str, Any]) -> RunConfig:
-    """The config in a record that a run kept."""
-    return RunConfig.model_validate(record["config"])

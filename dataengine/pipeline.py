@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
-
 from dataengine.config.run import RunConfig
 from dataengine.contract import Step
 from dataengine.dedup.caption_steps import CaptionEdges, HotBands, Signatures
@@ -21,9 +19,7 @@ from dataengine.emit.publish import Publish
 from dataengine.emit.stage import PlanShards, RouteRows, WriteShards
 from dataengine.schemas import TableSchema
 from dataengine.score.stage import Score
-from dataengine.select.rules import compile_rules
-from dataengine.select.stage import Select, rule_schema
-from dataengine.select.survivors import preference
+from dataengine.select.stage import Select, needed_columns
 from dataengine.sources.stage import IndexTars, MergeTable, ScanTable
 from dataengine.storage.rundir import digest
 
@@ -50,9 +46,7 @@ def build_pipeline(config: RunConfig) -> Pipeline:
     Raises ConfigError when a selection rule or preference does not fit the columns that there will be.
     """
     scores = _score_tables(config)
-    columns = pl.DataFrame(pl.from_arrow(rule_schema(scores).empty_table())).schema
-    compile_rules(config.select.rules, dict(columns))
-    preference(config.select.survivors.prefer, columns.names())
+    needed_columns(config.select, scores)  # refuses what would fail only after everything was scored
     steps: list[Step] = [*_source_steps(config), *_score_steps(config), *_dedup_steps(config)]
     steps.append(_select_step(config, scores))
     recipes = _recipes(steps)

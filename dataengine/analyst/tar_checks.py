@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 import xxhash
 
 from dataengine.analyst.faults import Fault
-from dataengine.errors import InputError
 from dataengine.storage.tar import Member, TarFault, walk
 
 Row = dict[str, Any]
@@ -41,10 +40,8 @@ def check_hashes(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault]:
 
 def check_pictures(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault]:
     """Images that do not decode to the row's width and height."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise InputError("decoding pictures needs Pillow: install dataengine[trainer], or ask for sample=0") from error
+    from PIL import Image, UnidentifiedImageError
+
     for row in rows:
         expected = f"{row['width']}x{row['height']}"
         try:

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dataengine import __version__
-from dataengine.errors import DataEngineError, StorageError
+from dataengine.errors import ConfigError, DataEngineError, StorageError
 
 app = typer.Typer(
     name="dataengine",
@@ -147,6 +147,9 @@ def verify(
     print_verify(dataset, full, sample, options)
 
 
+ENGINE_HINT = "install dataengine[engine,cpu], or [engine,gpu] for FAISS on GPUs"
+
+
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
@@ -164,6 +167,9 @@ def main() -> NoReturn:
     except DataEngineError as error:
         print_error(error)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        print_error(ConfigError(f"this command builds datasets and needs {error.name}: {ENGINE_HINT}"))
+        sys.exit(ConfigError.exit_code)
     except OSError as error:
         print_error(StorageError(f"{error}; check the disk and the network, and run the same command again"))
         sys.exit(StorageError.exit_code)

@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.analyst.faults import Fault
 from dataengine.analyst.stats import per_source, score_quantiles
-from dataengine.analyst.verify import verify
+from dataengine.analyst.verify import can_decode, verify
 from dataengine.analyst.why import Outcome, why
 from dataengine.cli.tables import funnel_table, printable, score_tables, sources_table
 from dataengine.errors import ConfigError, CorruptObject
@@ -106,6 +106,7 @@ def print_verify(address: str, full: bool, sample: int, options: list[str]) -> N
         )
     counts = dataset.manifest["counts"]
     how = "every byte" if full else f"every size, {sample} shards in depth"
+    how += "" if can_decode() else "; no picture was decoded, for want of Pillow: install dataengine\\[trainer]"
     console.print(
         f"[bold green]sound[/] {escape(address)}: "
         f"{counts['num_samples']:,} samples in {counts['num_shards']:,} shards, "

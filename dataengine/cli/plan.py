@@ -13,7 +13,7 @@ from dataengine.config.load import load_config
 from dataengine.config.run import RunConfig
 from dataengine.engine.board import Board, StepState
 from dataengine.errors import MissingObject
-from dataengine.job import run_directory, survey_job
+from dataengine.job import survey_job
 from dataengine.pipeline import STAGES
 from dataengine.storage.rundir import RunDirectory
 
@@ -23,7 +23,7 @@ def print_plan(path: Path, overrides: list[str]) -> None:
     console = Console(soft_wrap=True)
     config = load_config(path, overrides)
     board = survey_job(config)
-    run = run_directory(config)
+    run = RunDirectory.open(config.root, config.storage_options, config.name)
     console.print(f"[bold]{config.name}[/] in {escape(run.root.address(run.path))}", highlight=False)
     for line in changed_keys(run, config):
         console.print(f"  changed since it was last run: {line}", highlight=False, markup=False)

@@ -12,9 +12,7 @@ from rich.table import Table
 from dataengine.cli.inspect import store_options
 from dataengine.config.load import load_config
 from dataengine.errors import InputError, MissingObject
-from dataengine.job import run_directory, unit_commits
-from dataengine.storage.rundir import RunDirectory
-from dataengine.storage.store import Root
+from dataengine.storage.rundir import RunDirectory, UnitDirectory
 
 
 def print_status(run: str, options: list[str]) -> None:
@@ -32,7 +30,7 @@ def print_status(run: str, options: list[str]) -> None:
         column.justify = "right"
     done = True
     for path in record["units"]:
-        num_parts, commits = unit_commits(directory, path)
+        num_parts, commits = UnitDirectory(directory.root, path).standing()
         complete = num_parts == len(commits)
         done &= complete
         reasons: Counter[str] = Counter()
@@ -53,8 +51,9 @@ def print_status(run: str, options: list[str]) -> None:
 def find_run(run: str, options: list[str]) -> RunDirectory:
     """The run at a `<root>/runs/<name>` address, or of a config file."""
     if run.endswith((".yaml", ".yml")):
-        return run_directory(load_config(Path(run)))
+        config = load_config(Path(run))
+        return RunDirectory.open(config.root, config.storage_options, config.name)
     root, runs, name = run.rstrip("/").rpartition("/runs/")
     if not runs:
         raise InputError(f"{run}: not a run; wanted <root>/runs/<name>, or the run's YAML config")
-    return RunDirectory(Root(root, tuple(sorted(store_options(options).items()))), name)
+    return RunDirectory.open(root, store_options(options), name)

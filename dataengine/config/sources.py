@@ -23,7 +23,7 @@ class TableSource(Config):
 
     kind: Literal["table"]
     paths: Annotated[tuple[FilePattern, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
-    """Files or globs (`*` stays within a folder); `{root}` stands for the run's root. Contents bear identity, places do not."""
+    """Files, or globs whose `*` stays within a folder; `{root}` stands for the run's root. Contents bear identity."""
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl", "txt"] = "auto"
     """`auto` goes by the file name."""
     url_column: str = "url"
@@ -45,7 +45,7 @@ class WebDatasetSource(Config):
 
     kind: Literal["webdataset"]
     paths: Annotated[tuple[FilePattern, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
-    """Tars, globs (`*` stays within a folder) or brace ranges (`images-{000000..000099}.tar`)."""
+    """Tars, globs whose `*` stays within a folder, or brace ranges (`images-{000000..000099}.tar`)."""
     caption_member: str | None = "txt"
     """Extension of the member that holds the primary caption."""
     caption_field: str | None = None

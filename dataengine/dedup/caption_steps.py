@@ -112,7 +112,8 @@ class CaptionEdges(Step):
         bucket = part.spec["bucket"]
         rows, bands = _banded(inputs, bucket, self.config)
         hot = np.concatenate(list(inputs.arrays("dedup/hot", "hot")))
-        keys, captions = flat(rows.column("key")), flat(rows.column("caption"))
+        # The captions of a bucket may exceed the 2 GiB of a string array.
+        keys, captions = flat(rows.column("key")), flat(rows.column("caption").cast(pa.large_string()))
         found = caption_edges(keys, captions, bands, bucket, hot, self.config, self.seed)
         outputs.rows_in = len(rows)
         outputs.count({"edges": len(found.edges), "capped_rows": found.num_capped})

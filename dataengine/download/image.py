@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from dataengine.imaging import OpenImage, open_image, render
+from dataengine.imaging import ImageFault, OpenImage, open_image, render
 
 if TYPE_CHECKING:
     from PIL import Image

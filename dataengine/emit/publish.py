@@ -18,16 +18,18 @@ import pyarrow.compute as pc
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.emit.card import data_card
 from dataengine.emit.ledger import build_ledger, check_ledger, funnel, histograms
+from dataengine.emit.order import sorted_by_key
 from dataengine.emit.plan import HOLDOUT
 from dataengine.emit.sidecars import dataset_sidecars
 from dataengine.emit.versions import version_path
-from dataengine.errors import CorruptObject
+from dataengine.errors import CorruptObject, LedgerError
 from dataengine.schemas import CANDIDATE, FUNNEL, HISTOGRAM, LEDGER, SELECTION, SHARDS, TableSchema, manifest_schema
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, canonical_json
 from dataengine.storage.tables import parquet_bytes, read_table
 
 FORMAT = "dataengine-dataset/1"
 LEDGER_ROWS = 1_000_000  # per ledger part: about 100 MB, one sorted run
+_VERDICT = ("verdict", "stage", "reason", "rule_value", "survivor_key", "similarity", "split", "repeat")
 
 
 @dataclass(frozen=True)
@@ -84,35 +86,41 @@ class Publish(Step):
         outputs.rows_in, outputs.rows_out = len(ledger), manifest["counts"]["num_samples"]
 
     def _rows(self, inputs: Inputs) -> pa.Table:
-        """Every candidate with its verdict and scores, sorted by key."""
+        """Every candidate with its verdict and scores, sorted by key.
+
+        Raises LedgerError when the verdicts of a part are not about its candidates.
+        """
         (selected,) = inputs.commits("select/selection")
         tables = []
         for source in self.sources:
             for i, commit in enumerate(inputs.commits(f"sources/{source}")):
                 names = ["key", "num_rows", "source", "url"]
                 candidates = read_table(inputs.root, commit.objects["candidate"].path, CANDIDATE, names)
-                chosen = read_table(inputs.root, selected.objects[f"{source}.{commit.part}"].path, SELECTION)
+                path = selected.objects[f"{source}.{commit.part}"].path
+                chosen = read_table(inputs.root, path, SELECTION, ["key", *_VERDICT])
+                if not chosen.column("key").equals(candidates.column("key")):
+                    raise LedgerError(f"{inputs.root.address(path)}: other keys than {source} {commit.part} has")
                 columns = {name: candidates.column(name) for name in names}
-                columns |= {name: chosen.column(name) for name in SELECTION.arrow.names if name not in columns}
+                columns |= {name: chosen.column(name) for name in _VERDICT}
                 for scorer, schema in self.scores:
                     scored = inputs.commits(f"score/{scorer}.{source}")[i].objects["score"].path
                     wanted = [name for name in schema.arrow.names if name in self.score_columns]
                     table = read_table(inputs.root, scored, schema, wanted)
                     columns |= {name: table.column(name) for name in wanted}
                 tables.append(pa.table(columns))
-        return pa.concat_tables(tables).sort_by("key").combine_chunks()
+        return sorted_by_key(tables)
 
     def _write_tables(self, rows: pa.Table, inputs: Inputs, writer: _Version) -> pa.Table:
         """Writes shards, ledger, stats and side files; returns the ledger."""
         shards = self._shards(inputs)
-        ledger = build_ledger(rows.select(["key", "num_rows", "source", "url"]), rows.select(SELECTION.arrow.names))
+        ledger = LEDGER.check(pa.concat_tables(_ledger_parts(rows)))
         check_ledger(ledger, self._input_rows(inputs))
         writer.adopt(inputs.commits("emit/shards"))
         if not len(shards):
             writer.put("samples/part-000000.parquet", parquet_bytes(manifest_schema(self.score_columns).empty()))
         writer.put("shards.parquet", parquet_bytes(SHARDS.check(shards)))
         for number, start in enumerate(range(0, max(len(ledger), 1), LEDGER_ROWS)):
-            content = parquet_bytes(LEDGER.check(ledger.slice(start, LEDGER_ROWS)))
+            content = parquet_bytes(ledger.slice(start, LEDGER_ROWS))
             writer.put(f"ledger/part-{number:06d}.parquet", content)
         writer.put("stats/funnel.parquet", parquet_bytes(FUNNEL.check(funnel(ledger))))
         measured = rows.select(["source", "verdict", *self.score_columns])
@@ -221,6 +229,12 @@ class _Version:
 
     def _remember(self, path: str, nbytes: int, sha256: str) -> None:
         self.files.append({"path": path, "nbytes": nbytes, "sha256": sha256})
+
+
+def _ledger_parts(rows: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, max(len(rows), 1), LEDGER_ROWS):
+        part = rows.slice(start, LEDGER_ROWS)
+        yield build_ledger(part.select(["key", "num_rows", "source", "url"]), part.select(["key", *_VERDICT]))
 
 
 def _draws_by_source(rows: pa.Table) -> Counter[str]:

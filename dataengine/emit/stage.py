@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from dataengine.config.run import EmitConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.emit.buckets import nearest_bucket
+from dataengine.emit.order import sorted_by_key
 from dataengine.emit.plan import ShardPlan, plan_shards
 from dataengine.emit.shard import build_shard
 from dataengine.emit.sidecars import tar_index
@@ -101,7 +102,7 @@ class PlanShards(Step):
                 columns = {name: samples.column(name) for name in names}
                 columns |= {name: chosen.column(name) for name in ("source", "split", "repeat")}
                 tables.append(pa.table(columns).filter(pc.equal(chosen.column("verdict"), "kept")))
-        return pa.concat_tables(tables).sort_by("key")
+        return sorted_by_key(tables)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ _VERDICT = {
 }
 
 
+_ROWS_AT_ONCE = 1_000_000
+
+
 @dataclass(frozen=True)
 class Selection:
     """What to publish, and why nothing else."""
@@ -125,7 +128,7 @@ def _in_order(candidates: pl.DataFrame, *decisions: pl.DataFrame) -> pl.DataFram
     return pl.concat([candidates.select("key", "source"), decided.select(*_VERDICT)], how="horizontal")
 
 
-def _merged_captions(decided: pl.DataFrame, verdicts: pl.DataFrame) -> pa.Array:
+def _merged_captions(decided: pl.DataFrame, verdicts: pl.DataFrame) -> pa.ChunkedArray:
     """The captions that kept rows take over from those that yielded: map `merged_1` ... → text, [rows]."""
     own = verdicts.select(survivor_key="key", own_caption="caption")
     yielded = (
@@ -138,6 +141,13 @@ def _merged_captions(decided: pl.DataFrame, verdicts: pl.DataFrame) -> pa.Array:
     )
     carried = decided.join(yielded, left_on="key", right_on="survivor_key", how="left", maintain_order="left")
     lists = carried.select(pl.when(pl.col("stage").is_null()).then("caption")).to_series()
+    # Piece by piece, because the texts of one array end at 2 GiB.
+    starts = range(0, max(len(lists), 1), _ROWS_AT_ONCE)
+    return pa.chunked_array([_numbered(lists.slice(start, _ROWS_AT_ONCE)) for start in starts])
+
+
+def _numbered(lists: pl.Series) -> pa.MapArray:
+    """Each list of texts as a map `merged_1`, `merged_2` ... → text; null as an empty one."""
     counts = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     captions = lists.drop_nulls().explode()
@@ -159,7 +169,7 @@ def _split(decided: pl.DataFrame, holdout_share: float, seed: int) -> pl.Expr:
     return pl.when(held_out).then(pl.lit("holdout")).otherwise(pl.lit("train"))
 
 
-def _table(decided: pl.DataFrame, captions: pa.Array, holdout_share: float, seed: int) -> pa.Table:
+def _table(decided: pl.DataFrame, captions: pa.ChunkedArray, holdout_share: float, seed: int) -> pa.Table:
     frame = decided.with_columns(
         verdict=pl.when(pl.col("stage").is_null()).then(pl.lit("kept")).otherwise(pl.lit("dropped")),
         split=_split(decided, holdout_share, seed),

@@ -14,11 +14,14 @@ from dataengine.config.select import SelectConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.schemas import CANDIDATE, CLASS, EDGE, LOCATION, SAMPLE, SELECTION, TableSchema
 from dataengine.select.balance import Mixture
+from dataengine.select.rules import compile_rules
 from dataengine.select.selection import select
+from dataengine.select.survivors import preference
 from dataengine.storage.rundir import Part, Plan
 
 _CANDIDATE_COLUMNS = ["key", "num_rows", "source", "url", "caption"]
 _SAMPLE_COLUMNS = [name for name in SAMPLE.arrow.names if name not in {"key", *(field.name for field in LOCATION)}]
+_ALWAYS = ("key", "source", "caption", "status", "reason", "score_status")
 
 
 def rule_schema(scores: Mapping[str, TableSchema]) -> pa.Schema:
@@ -28,6 +31,17 @@ def rule_schema(scores: Mapping[str, TableSchema]) -> pa.Schema:
     for columns in score_columns(scores).values():
         fields += columns
     return pa.schema(fields)
+
+
+def needed_columns(config: SelectConfig, scores: Mapping[str, TableSchema]) -> list[str]:
+    """The columns that a selection looks at, in the order of `rule_schema`.
+
+    Raises ConfigError when a rule or preference does not fit the columns there are.
+    """
+    columns = pl.DataFrame(pl.from_arrow(rule_schema(scores).empty_table())).schema
+    named = [name for rule in compile_rules(config.rules, dict(columns)) for name in rule.columns]
+    preferred = [name for name, _ in preference(config.survivors.prefer, columns.names())]
+    return [name for name in columns if name in {*_ALWAYS, *named, *preferred}]
 
 
 def score_columns(scores: Mapping[str, TableSchema]) -> dict[str, list[pa.Field]]:
@@ -101,15 +115,22 @@ class Select(Step):
         return {"target": self.config.balance.target, "sources": of_source}
 
     def _parts(self, inputs: Inputs) -> Iterator[tuple[str, pa.Table]]:
-        """(`<source>.<part>`, all columns of its candidates), every table in the same row order."""
-        added = score_columns(dict(self.scores))
-        schema = rule_schema(dict(self.scores))
+        """(`<source>.<part>`, the needed columns of its candidates), every table in the same row order."""
+        # All columns of 24 million rows would be tens of gigabytes.
+        needed = needed_columns(self.config, dict(self.scores))
+        schema = pa.schema([rule_schema(dict(self.scores)).field(name) for name in needed])
+        added = {
+            scorer: [field.name for field in fields if field.name in needed]
+            for scorer, fields in score_columns(dict(self.scores)).items()
+        }
+        of_candidate = [name for name in _CANDIDATE_COLUMNS if name in needed]
+        of_sample = [name for name in _SAMPLE_COLUMNS if name in needed]
         for source in self.sources:
             columns = [
-                inputs.tables(f"sources/{source}", "candidate", CANDIDATE, _CANDIDATE_COLUMNS),
-                inputs.tables(f"download/{source}", "sample", SAMPLE, _SAMPLE_COLUMNS),
+                inputs.tables(f"sources/{source}", "candidate", CANDIDATE, of_candidate),
+                inputs.tables(f"download/{source}", "sample", SAMPLE, of_sample),
                 *(
-                    inputs.tables(f"score/{scorer}.{source}", "score", table, [field.name for field in added[scorer]])
+                    inputs.tables(f"score/{scorer}.{source}", "score", table, added[scorer])
                     for scorer, table in self.scores
                 ),
             ]

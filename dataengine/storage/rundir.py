@@ -164,6 +164,14 @@ class UnitDirectory:
             except MissingObject:
                 return plans
 
+    def standing(self) -> tuple[int | None, list[Commit]]:
+        """Parts of the newest plan (None: not planned yet), and the newest commit of each that has one."""
+        plans = self.load_plans()
+        if not plans:
+            return None, []
+        names = {part.name for part in plans[-1].parts}
+        return len(names), [found[-1] for part, found in self.load_commits().items() if part in names]
+
     def load_commits(self) -> dict[str, list[Commit]]:
         """Every stored commit by part, oldest generation first.
 
@@ -213,6 +221,11 @@ class RunDirectory:
 
     root: Root
     name: str
+
+    @classmethod
+    def open(cls, root: str, options: Mapping[str, str], name: str) -> Self:
+        """The run `name` under the root at a URL, with settings of its store."""
+        return cls(Root(root, tuple(sorted(options.items()))), name)
 
     @property
     def path(self) -> str:

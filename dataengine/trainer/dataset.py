@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
 
 from dataengine.errors import ConfigError, CorruptObject, InputError
 from dataengine.trainer.decode import Decode, decode_members
@@ -23,6 +22,7 @@ from dataengine.trainer.order import EpochOrder, Share, cut_chunks, draw_rows
 from dataengine.trainer.position import Position, View
 from dataengine.trainer.ranks import rank_and_world_size
 from dataengine.trainer.reader import SampleReader
+from dataengine.trainer.workers import IterableDataset, worker_info
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,7 +107,7 @@ class ShardDataset(IterableDataset[Any]):
 
         Raises ConfigError in a worker process, which knows only its own share.
         """
-        if get_worker_info() is not None:
+        if worker_info() is not None:
             raise ConfigError("state_dict() was called in a worker process; use dataengine.trainer.loader.DataLoader")
         return self._position.state(self._view)
 
@@ -128,7 +128,7 @@ class ShardDataset(IterableDataset[Any]):
     def share(self) -> Share:
         """What this process reads from the current position to the end of the epoch."""
         rank, world_size = self._rank_and_world_size()
-        worker = get_worker_info()
+        worker = worker_info()
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         start = min(self._position.num_consumed, self.num_draws)
         return Share(start, self._stop(start, world_size), rank, world_size, number, num_workers, self._block)
@@ -153,7 +153,7 @@ class ShardDataset(IterableDataset[Any]):
             for row in self._rows(draws).tolist():
                 sample = self._sample(reader, row)
                 handed_out += 1
-                if get_worker_info() is None:
+                if worker_info() is None:
                     self.advance(epoch, share, handed_out)
                 yield sample
         self.advance(epoch, share, share.num_positions())

@@ -14,9 +14,8 @@ import pytest
 from dataengine.config.load import load_config
 from dataengine.contract import Inputs, Machine, Outputs, Step
 from dataengine.engine.board import Board
-from dataengine.job import run_directory
 from dataengine.pipeline import build_pipeline
-from dataengine.storage.rundir import Commit, Part, canonical_json
+from dataengine.storage.rundir import Commit, Part, RunDirectory, canonical_json
 from tests.conftest import REPOSITORY, SMALL
 
 STEPS = [step.name for step in build_pipeline(load_config(REPOSITORY / "configs" / "quickstart.yaml")).steps]
@@ -29,7 +28,7 @@ def board(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Boa
     shutil.copytree(quickstart_run, root)
     config = load_config(REPOSITORY / "configs" / "quickstart.yaml", [f"root={root}", *SMALL])
     pipeline = build_pipeline(config)
-    found = Board(run_directory(config), pipeline.steps, dict(pipeline.recipes), store=True)
+    found = Board(RunDirectory.open(config.root, {}, config.name), pipeline.steps, dict(pipeline.recipes), store=True)
     # Tars are told by their time of change, which copying sets anew: what stands on them counts as changed.
     for path in (root / "sample-web" / "inputs").iterdir():
         shutil.copystat(quickstart_run / "sample-web" / "inputs" / path.name, path)

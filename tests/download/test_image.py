@@ -141,3 +141,10 @@ def test_faults_pass_through() -> None:
         store_image(encoded("jpg"), ImageConfig(), LimitsConfig(max_pixels=100))
     with pytest.raises(ImageFault, match="not_image"):
         inspect_image(b"<html>", LIMITS)
+
+
+def test_a_side_too_long_for_the_stored_format_is_a_fault() -> None:
+    content = encoded("jpg", Image.new("RGB", (17_000, 64)))
+    assert store_image(content, ImageConfig(format="jpg"), LIMITS).width == 17_000
+    with pytest.raises(ImageFault, match=r"too_many_pixels.*webp"):
+        store_image(content, ImageConfig(format="webp"), LIMITS)

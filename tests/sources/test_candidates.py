@@ -166,3 +166,12 @@ def test_merging_is_as_defined_and_knows_no_order(rows: list[tuple[object, ...]]
     shuffled = routed.take(np.random.default_rng(seed).permutation(len(rows)))
     assert merge_rows(shuffled, "s").equals(merged)
     assert merge_rows(pa.concat_tables([routed.slice(cut), routed.slice(0, cut)]), "s").equals(merged)
+
+
+def test_rows_are_dealt_by_key_and_keep_their_order() -> None:
+    rows = [(f"http://a.example/{number % 40}", str(number)) for number in range(100)]
+    routed = route(*rows)
+    dealt = deal_rows(routed, 7)
+    assert len(dealt) == 7
+    for number, part in enumerate(dealt):
+        assert part.equals(routed.filter(pc.equal(pa.array(key_ranges(routed["key"], 7)), number)))
