@@ -8,7 +8,6 @@ business.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,7 +48,6 @@ class ShardContent:
     columns: dict[str, NDArray[np.int64]]
     sample_offsets: NDArray[np.uint64]
     nbytes: int
-    sha256: str
 
 
 def build_shard(
@@ -71,22 +69,16 @@ def build_shard(
     keys, formats, hashes = (rows.column(name).to_pylist() for name in ("key", "format", "xxh3"))
     texts = [caption.encode() for caption in rows.column("caption").to_pylist()]
     jsons = encode_jsons(rows, caption_names, extra_names)
-    digest = hashlib.sha256()
     image_sizes = np.zeros(len(rows), dtype=np.int64)
-
-    def put(piece: bytes) -> None:
-        write(piece)
-        digest.update(piece)
-
     for row, (key, image) in enumerate(zip(keys, images, strict=True)):
         _check_image(key, image, hashes[row])
         image_sizes[row] = len(image)
-        put(tar.header(f"{key}.{formats[row]}", len(image)))
-        put(image)  # on its own: joining the pieces would copy every image
-        put(tar.padding(len(image)) + _member(f"{key}.txt", texts[row]) + _member(f"{key}.json", jsons[row]))
-    put(tar.END)
+        write(tar.header(f"{key}.{formats[row]}", len(image)))
+        write(image)  # on its own: joining the pieces would copy every image
+        write(tar.padding(len(image)) + _member(f"{key}.txt", texts[row]) + _member(f"{key}.json", jsons[row]))
+    write(tar.END)
     sizes = np.stack([image_sizes, _lengths(texts), _lengths(jsons)], axis=1)
-    return _content(sizes, digest.hexdigest())
+    return _content(sizes)
 
 
 def encode_jsons(rows: pa.Table, caption_names: Sequence[str], extra_names: Sequence[str]) -> list[bytes]:
@@ -115,7 +107,7 @@ def _check_image(key: str, image: bytes, wanted: str) -> None:
         )
 
 
-def _content(sizes: NDArray[np.int64], sha256: str) -> ShardContent:
+def _content(sizes: NDArray[np.int64]) -> ShardContent:
     """`sizes` is int64 [samples, members], in the order of the tar."""
     spans = tar.BLOCK + sizes + -sizes % tar.BLOCK
     ends = np.cumsum(spans, dtype=np.int64).reshape(spans.shape)
@@ -124,7 +116,7 @@ def _content(sizes: NDArray[np.int64], sha256: str) -> ShardContent:
     for place, member in enumerate(MEMBERS):
         columns |= {f"{member}_offset": offsets[:, place], f"{member}_nbytes": sizes[:, place]}
     sample_offsets = np.concatenate([[0], ends[:, -1]]).astype(np.uint64)
-    return ShardContent(len(sizes), columns, sample_offsets, int(sample_offsets[-1]) + len(tar.END), sha256)
+    return ShardContent(len(sizes), columns, sample_offsets, int(sample_offsets[-1]) + len(tar.END))
 
 
 def _lengths(contents: Sequence[bytes]) -> NDArray[np.int64]:

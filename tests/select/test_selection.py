@@ -109,7 +109,8 @@ def test_policies(policy: str, reasons: list[str | None]) -> None:
     assert found.table["reason"].to_pylist() == reasons
 
 
-def test_survivors_carry_the_captions_of_those_that_yield() -> None:
+def test_survivors_carry_the_captions_of_those_that_yield(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataengine.select.selection._ROWS_AT_ONCE", 3)
     captions = ["mine", "old barn", "mine", "", "old barn", "farm", "alone"]
     rows = rows_of(*({"caption": caption, "clip_score": 0.9 - row / 10} for row, caption in enumerate(captions)))
     classes = class_of(*range(6))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataengine.config.sources import TableSource
-from dataengine.keys import url_keys
+from dataengine.keys import key_ranges, url_keys
 from dataengine.schemas import CANDIDATE
-from dataengine.sources.candidates import ROUTED, columns_of, merge_rows, route_rows
+from dataengine.sources.candidates import ROUTED, columns_of, deal_rows, merge_rows, route_rows
 from dataengine.sources.tables import MALFORMED
 
 CONFIG = TableSource(
@@ -169,7 +170,7 @@ def test_merging_is_as_defined_and_knows_no_order(rows: list[tuple[object, ...]]
 
 
 def test_rows_are_dealt_by_key_and_keep_their_order() -> None:
-    rows = [(f"http://a.example/{number % 40}", str(number)) for number in range(100)]
+    rows = [row(f"http://a.example/{number % 40}", str(number)) for number in range(100)]
     routed = route(*rows)
     dealt = deal_rows(routed, 7)
     assert len(dealt) == 7
