@@ -99,7 +99,7 @@ def _score_tables(config: RunConfig) -> dict[str, TableSchema]:
 
 
 def _dedup_steps(config: RunConfig) -> list[Step]:
-    sources, dedup = tuple(config.sources), config.dedup
+    sources, dedup = tuple(sorted(config.sources)), config.dedup
     scorer = (dedup.images and dedup.images.scorer) or config.first_scorer
     steps: list[Step] = [Route(name, scorer, config.first_scorer, dedup.num_class_buckets) for name in sources]
     steps.append(Classes(sources, dedup.num_class_buckets))
@@ -118,11 +118,11 @@ def _edge_steps(config: RunConfig) -> tuple[str, ...]:
 
 
 def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select:
-    return Select(tuple(config.sources), tuple(scores.items()), config.select, _edge_steps(config), config.seed)
+    return Select(tuple(sorted(config.sources)), tuple(scores.items()), config.select, _edge_steps(config), config.seed)
 
 
 def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published: Mapping[str, Any]) -> list[Step]:
-    sources, tables, columns = tuple(config.sources), tuple(scores.items()), config.score_columns
+    sources, tables, columns = tuple(sorted(config.sources)), tuple(scores.items()), config.score_columns
     extra = sorted({name for source in config.sources.values() for name in source.passthrough})
     return [
         PlanShards(config.name, sources, tuple(scores), config.emit, published),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -46,3 +46,7 @@ class SelectConfig(Config):
     """How sources are mixed."""
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of duplicate groups kept out of training as split `holdout`."""
+
+    def identity(self) -> dict[str, Any]:
+        """The rules as a list: the first one that fails is the reason, so their order bears identity."""
+        return {**super().identity(), "rules": [list(rule) for rule in self.rules.items()]}
