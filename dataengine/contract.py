@@ -172,7 +172,7 @@ class Inputs:
 
     def array(self, step: str, name: str) -> NDArray[Any]:
         """The array that the same part of `step` wrote as `name`."""
-        return read_npy(self.root, self.by_part[step].objects[name].path)
+        return _read_array(self.root, self.by_part[step].objects[name])
 
     def tables(
         self, step: str, name: str, schema: TableSchema, columns: Sequence[str] | None = None
@@ -184,12 +184,16 @@ class Inputs:
     def arrays(self, step: str, name: str) -> Iterator[NDArray[Any]]:
         """The arrays `name` of every part of `step`, in part order, one at a time."""
         for commit in self.commits(step):
-            yield read_npy(self.root, commit.objects[name].path)
+            yield _read_array(self.root, commit.objects[name])
 
     def bucket(self, step: str, name: str, schema: TableSchema, bucket: int) -> pa.Table:
         """The rows that every part of `step` routed to `bucket`, in part order."""
         found = [read_bucket(self.root, item.objects[name].path, schema, bucket) for item in self.commits(step)]
         return pa.concat_tables(found) if found else schema.empty()
+
+
+def _read_array(root: Root, item: ObjectRef) -> NDArray[Any]:
+    return read_npy(root, item.path, item.sha256)
 
 
 @dataclass

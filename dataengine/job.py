@@ -86,7 +86,9 @@ def _probe(run: RunDirectory) -> None:
 def _record(run: RunDirectory, config: RunConfig, pipeline: Pipeline) -> None:
     units = [run.unit(step.stage, step.unit, pipeline.recipes[step.name]).path for step in pipeline.steps]
     environment = {"dataengine": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    record = {"config": config.model_dump(mode="json"), "units": units, "environment": environment}
+    # Settings of the store may hold a secret, and say nothing of the data.
+    asked = config.model_dump(mode="json", exclude={"storage_options"})
+    record = {"config": asked, "units": units, "environment": environment}
     run.record_config(record, asked_at=utc_now().isoformat(timespec="seconds"))
 
 

@@ -51,7 +51,7 @@ class FetchConfig(Config):
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
     """Requests in flight per worker."""
     per_host: Annotated[int, Field(ge=1)] = 8
-    """Requests in flight per host, all workers together."""
+    """Requests in flight per host, shared out over all workers; each worker makes one at least."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further attempts after a transient fault (DNS, connect, reset, 429, 5xx)."""
     connect_seconds: Annotated[float, Field(gt=0)] = 5.0

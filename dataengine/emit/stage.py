@@ -62,13 +62,11 @@ class PlanShards(Step):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        names = ["select/selection", *(f"download/{source}" for source in self.sources), *self._described()]
-        return tuple(Need(name, whole=True) for name in names)
+        per_source = (f"{stage}/{source}" for stage in ("sources", "download") for source in self.sources)
+        return tuple(Need(name, whole=True) for name in ("select/selection", *per_source, *self._score_steps()))
 
-    def _described(self) -> list[str]:
-        """Steps whose tables go into samples, ledger and statistics."""
-        scores = [f"score/{scorer}.{source}" for scorer in self.scorers for source in self.sources]
-        return [*(f"sources/{source}" for source in self.sources), *scores]
+    def _score_steps(self) -> list[str]:
+        return [f"score/{scorer}.{source}" for scorer in self.scorers for source in self.sources]
 
     def identity(self) -> Mapping[str, Any]:
         return {"dataset": self.dataset, "config": self.config.identity(), "published": dict(self.published)}
@@ -79,15 +77,24 @@ class PlanShards(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         rows = self._kept(inputs)
         shards = plan_shards(rows, self.config)
-        # Of what downloads recorded only the kept rows count: times and attempts are in no published file.
-        reads = {step: inputs.whole[step].digest() for step in ("select/selection", *self._described())}
-        plan_hash = hashlib.sha256(canonical_json([dict(self.identity()), reads]) + parquet_bytes(rows)).hexdigest()
+        described = [dict(self.identity()), self._content(inputs)]
+        plan_hash = hashlib.sha256(canonical_json(described) + parquet_bytes(rows)).hexdigest()
         outputs.rows_in = outputs.rows_out = len(rows)
         outputs.facts |= {
             "version": claim_version(inputs.root, self.dataset, plan_hash),
             "plan": plan_hash,
             "shards": [asdict(shard) for shard in shards],
         }
+
+    def _content(self, inputs: Inputs) -> dict[str, Any]:
+        """What samples, ledger and statistics say besides the kept rows; without places, times and attempts."""
+        found: dict[str, Any] = {
+            name: inputs.whole[name].digest() for name in ("select/selection", *self._score_steps())
+        }
+        for source in self.sources:
+            commits = inputs.commits(f"sources/{source}")
+            found[f"sources/{source}"] = {commit.part: commit.facts["content_sha256"] for commit in commits}
+        return found
 
     def _kept(self, inputs: Inputs) -> pa.Table:
         """Kept rows sorted by key: key, source, split, repeat, and what SAMPLE says that is published."""

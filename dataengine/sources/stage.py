@@ -6,6 +6,7 @@ each range into one sorted part. Existing tars are indexed in place, one part a 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,13 +16,14 @@ import pyarrow as pa
 from dataengine.config.sources import TableSource, WebDatasetSource
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.errors import InputError
-from dataengine.schemas import CANDIDATE
+from dataengine.schemas import CANDIDATE, LOCATION
 from dataengine.sources.candidates import ROUTED, columns_of, deal_rows, merge_rows, route_rows
 from dataengine.sources.files import expand_braces
 from dataengine.sources.tables import count_rows, read_columns, table_format
 from dataengine.sources.webdataset import index_candidates, read_samples
 from dataengine.storage.inputs import content_fingerprint, find_files, input_address, quick_fingerprint
 from dataengine.storage.rundir import Part, Plan
+from dataengine.storage.tables import parquet_bytes
 
 _FILE_POSITIONS = 1 << 40  # input rows are numbered file by file; no file holds 2**40 rows
 
@@ -108,7 +110,9 @@ class MergeTable(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         routed = inputs.bucket(f"sources/{self.source}.scan", "routed", ROUTED, part.spec["bucket"])
         outputs.rows_in = len(routed)
-        outputs.table("candidate", CANDIDATE, merge_rows(routed, self.source))
+        table = merge_rows(routed, self.source)
+        outputs.table("candidate", CANDIDATE, table)
+        outputs.facts["content_sha256"] = _content_sha256(table)
 
 
 @dataclass(frozen=True)
@@ -156,3 +160,10 @@ class IndexTars(Step):
             table = index_candidates(samples, self.source, shard, inputs.root.within(path), self.config)
         outputs.rows_in = sum(table.column("num_rows").to_pylist())
         outputs.table("candidate", CANDIDATE, table)
+        outputs.facts["content_sha256"] = _content_sha256(table)
+
+
+def _content_sha256(candidates: pa.Table) -> str:
+    """What tells candidates apart wherever their images lie: a dataset is the same after its tars were moved."""
+    content = candidates.drop_columns([field.name for field in LOCATION])
+    return hashlib.sha256(parquet_bytes(content)).hexdigest()

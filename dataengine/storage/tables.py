@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataengine.errors import CorruptObject, MissingObject
+from dataengine.errors import CorruptObject
 from dataengine.schemas import TableSchema
 from dataengine.storage.store import Root
 
@@ -73,19 +74,19 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return sink.getvalue()
 
 
-def read_npy(root: Root, path: str) -> NDArray[Any]:
-    """The array at `path`, mapped when it lies on a local disk.
+def read_npy(root: Root, path: str, sha256: str) -> NDArray[Any]:
+    """The array at `path`, its bytes proven to be those of `sha256`: a `.npy` file has no checksum of its own.
 
-    Raises CorruptObject when it is no array, MissingObject when it is absent.
+    Raises CorruptObject when it is another one or none, MissingObject when it is absent.
     """
-    local = root.local_path(path)
+    content = root.get(path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise CorruptObject(
+            f"{root.address(path)}: {len(content)} bytes with sha256 {found}, its commit names {sha256}"
+        )
     try:
-        if local is not None:
-            array: NDArray[Any] = np.load(local, mmap_mode="r", allow_pickle=False)
-        else:
-            array = np.load(io.BytesIO(root.get(path)), allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MissingObject(f"{root.address(path)}: no such object") from error
-    except (ValueError, EOFError, OSError) as error:
+        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    except ValueError as error:
         raise CorruptObject(f"{root.address(path)}: not a readable .npy array: {error}") from error
     return array

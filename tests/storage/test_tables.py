@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from dataengine.storage.tables import (
 )
 
 TABLE = CELL.table({"key": [f"{row:032x}" for row in range(1000)], "cell": np.arange(1000)})
+ARRAY = np.arange(6).reshape(2, 3)
+SHA256 = hashlib.sha256(npy_bytes(ARRAY)).hexdigest()
 READERS = (
     lambda root: read_table(root, "object", CELL),
     lambda root: read_bucket(root, "object", CELL, 0),
-    lambda root: read_npy(root, "object"),
+    lambda root: read_npy(root, "object", SHA256),
 )
 
 
@@ -32,11 +35,11 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     root = Root(str(tmp_path))
     root.put("table", parquet_bytes(TABLE))
     root.put("buckets", bucketed_parquet_bytes([TABLE.slice(0, 0), TABLE.slice(0, 7), TABLE.slice(7)]))
-    root.put("array", npy_bytes(np.arange(6).reshape(2, 3)))
+    root.put("array", npy_bytes(ARRAY))
     assert read_table(root, "table", CELL).equals(TABLE)
     assert read_table(root, "table", CELL, ["cell"]).column_names == ["cell"]
     assert [len(read_bucket(root, "buckets", CELL, bucket)) for bucket in range(3)] == [0, 7, 993]
-    assert read_npy(root, "array").tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read_npy(root, "array", SHA256).tolist() == ARRAY.tolist()
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -55,6 +58,13 @@ def test_a_broken_object_is_named(read: Callable[[Root], object], tmp_path: Path
         root.put("object", content)
         with pytest.raises(CorruptObject, match="object"):
             read(root)
+
+
+def test_an_array_that_another_one_replaced_is_named(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    root.put("object", npy_bytes(ARRAY + 1))
+    with pytest.raises(CorruptObject, match=SHA256):
+        read_npy(root, "object", SHA256)
 
 
 def test_a_bucket_that_is_not_there_is_an_error(tmp_path: Path) -> None:
