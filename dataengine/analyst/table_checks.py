@@ -18,6 +18,7 @@ from dataengine.errors import DataEngineError
 from dataengine.schemas import FUNNEL, HISTOGRAM, LEDGER, SHARDS, TableSchema, manifest_schema
 
 _FUNNEL_LINE = ("source", "state", "stage", "reason")
+_TRAINING_DRAWS = pl.col("repeat").filter(pl.col("split") == "train").sum()
 _TOTALS = ("num_rows", "num_candidates", "num_emitted", "num_draws")
 
 
@@ -71,7 +72,7 @@ def _schemas(dataset: Dataset) -> Iterator[tuple[str, TableSchema]]:
 
 
 def _check_counts(dataset: Dataset) -> Iterator[Fault]:
-    totals = dataset.samples().select(num_samples=pl.len(), num_draws=pl.col("repeat").sum())
+    totals = dataset.samples().select(num_samples=pl.len(), num_draws=_TRAINING_DRAWS)
     shards = dataset.shards().select(num_shards=pl.len(), num_samples=pl.col("num_samples").sum())
     found = {**shards.collect().row(0, named=True), **totals.collect().row(0, named=True)}
     for name, value in found.items():
@@ -134,7 +135,7 @@ def _check_totals(dataset: Dataset) -> Iterator[Fault]:
             (pl.col("state") == "emitted").sum().alias("num_emitted"),
         )
     )
-    drawn = dataset.samples().group_by("source").agg(pl.col("repeat").sum().alias("num_draws"))
+    drawn = dataset.samples().group_by("source").agg(num_draws=_TRAINING_DRAWS)
     joined = entered.join(drawn, on="source", how="full", coalesce=True).fill_null(0).collect()
     found = {row["source"]: row for row in joined.iter_rows(named=True)}
     stated = dataset.manifest["sources"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import polars as pl
 from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
@@ -22,6 +23,7 @@ from dataengine.errors import ConfigError, InputError, MissingObject
 from dataengine.job import Finished, run_job
 from dataengine.pipeline import STAGES
 
+MANY_LOST = 0.5  # more than the link rot of lists that are years old
 QUICKSTART_CONFIG = Path(__file__).parent.parent / "testing" / "quickstart.yaml"
 
 TRAINER_SNIPPET = """\
@@ -76,6 +78,8 @@ def print_finished(finished: Finished, options: Mapping[str, str], console: Cons
     if finished.num_parts_run:
         console.print(funnel_table(dataset.funnel().collect()))
         console.print(sources_table(per_source(dataset)))
+    for note in _notes(finished.dataset, dataset, options):
+        console.print(f"[bold yellow]Note:[/] {escape(note)}", highlight=False)
     if not counts["num_samples"]:
         console.print("[bold yellow]Every row was dropped:[/] the dataset is empty; the funnel says why.")
     address = escape(finished.dataset)
@@ -89,6 +93,24 @@ def print_finished(finished: Finished, options: Mapping[str, str], console: Cons
         f"  counts          {address}/stats/funnel.parquet, histogram.parquet",
         highlight=False,
     )
+
+
+def _notes(address: str, dataset: Dataset, options: Mapping[str, str]) -> Iterator[str]:
+    """What a person would not want to find out later."""
+    newest = open_dataset(address.rpartition("/")[0], options).manifest["version"]
+    if newest != dataset.manifest["version"]:
+        yield (
+            f"v{newest:06d} is newer; whoever opens the dataset's folder reads that one. "
+            f"To use this config's result, name its version's folder."
+        )
+    lost = dataset.funnel().filter(pl.col("stage") == "download").group_by("source").agg(pl.col("num_rows").sum())
+    for source, num_lost in lost.sort("source").collect().iter_rows():
+        num_rows = dataset.manifest["sources"][source]["num_rows"]
+        if num_lost > MANY_LOST * num_rows:
+            yield (
+                f"source {source} lost {num_lost / num_rows:.0%} of its input rows at download; if its servers were "
+                f"out of reach, remove the folders <root>/runs/<name>/download/{source}-* and run again"
+            )
 
 
 def _open_published(address: str, options: Mapping[str, str]) -> Dataset:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dataengine.cli.inspect import store_options
 from dataengine.config.load import load_config
@@ -24,7 +24,13 @@ def print_status(run: str, options: list[str]) -> None:
         raise InputError(f"{error}; give <root>/runs/<name> or the run's config") from error
     console = Console(soft_wrap=True)
     table = Table(
-        "unit", "parts", "rows", "seconds", "reasons", title=escape(f"Run {directory.name}"), title_justify="left"
+        Column("unit", no_wrap=True, overflow="fold"),
+        "parts",
+        "rows",
+        "seconds",
+        "reasons",
+        title=escape(f"Run {directory.name}"),
+        title_justify="left",
     )
     for column in table.columns[1:4]:
         column.justify = "right"
@@ -45,7 +51,11 @@ def print_status(run: str, options: list[str]) -> None:
             style="green" if complete else None,
         )
     console.print(table)
-    console.print("[bold green]complete[/]" if done else "not complete; run the same command again to continue it")
+    if not done:
+        console.print("not complete; run the same command again to continue it")
+        return
+    stage = record["units"][-1].removeprefix(f"{directory.path}/").partition("/")[0]
+    console.print("[bold green]complete[/]" + ("" if stage == "emit" else f" up to {stage}, as was asked"))
 
 
 def find_run(run: str, options: list[str]) -> RunDirectory:

@@ -73,7 +73,7 @@ def _share(value: float | None) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "·" if value is None else f"{value:,.4g}" if value != int(value) else f"{int(value):,}"
+    return "·" if value is None else f"{value:,.3f}" if value != int(value) else f"{int(value):,}"
 
 
 def printable(value: object) -> str:

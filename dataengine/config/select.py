@@ -45,7 +45,8 @@ class SelectConfig(Config):
     balance: BalanceConfig = BalanceConfig()
     """How sources are mixed."""
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of duplicate groups kept out of training as split `holdout`."""
+    """Share of duplicate groups kept out of training as split `holdout`, each sample once; the target counts training
+    draws alone."""
 
     def identity(self) -> dict[str, Any]:
         """The rules as a list: the first one that fails is the reason, so their order bears identity."""

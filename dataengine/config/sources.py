@@ -8,8 +8,8 @@ from pydantic import Field
 
 from dataengine.config.base import EXECUTION, Config
 
-SourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}\Z")]
-"""Names a folder and the emitted shards, so: lower case, no dots."""
+SourceName = Annotated[str, Field(pattern=r"^(?!(holdout|ledger|samples|stats)\Z)[a-z][a-z0-9_-]{0,39}\Z")]
+"""Names a folder of the dataset and its shards, so: lower case, no dots, and none of the folders that tables have."""
 
 
 CaptionName = Annotated[str, Field(pattern=r"^(?!caption(_\d+)?\Z|merged_\d+\Z)[a-z][a-z0-9_]{0,39}\Z")]

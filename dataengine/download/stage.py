@@ -73,7 +73,8 @@ class Download(Step):
             raise DataBudgetError(
                 f"{self.name}: {num_failed:,} of {num_rows:,} candidates failed ({num_failed / num_rows:.1%}), more "
                 f"than download.max_failed_share {self.config.max_failed_share:.1%} allows: {worst}. "
-                f"Mend the cause or raise the share."
+                f"Mend the cause, remove the folders <root>/runs/<name>/{self.name}-*, which hold the failures, and "
+                f"run again; or raise the share."
             )
 
     def _fetch(self, rows: list[dict[str, Any]], outputs: Outputs, machine: Machine) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ it exist is its commit, so a half-dead attempt does no harm.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ def connect(address: str | None) -> bool:
     """Join a cluster (the one named, or the job's own) or start a local one; whether it was joined."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
+        on_terminate = signal.getsignal(signal.SIGTERM)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is None and "RAY_ADDRESS" not in os.environ:
             # Image bytes never travel through the object store, so it may be small.
@@ -35,6 +38,9 @@ def connect(address: str | None) -> bool:
         else:
             options |= {"address": address or os.environ["RAY_ADDRESS"]}
         ray.init(**options)
+        if threading.current_thread() is threading.main_thread():
+            # Ray puts handlers of its own in place, which abort the process instead of ending the run in order.
+            signal.signal(signal.SIGTERM, on_terminate)
     return address is not None or "RAY_ADDRESS" in os.environ
 
 

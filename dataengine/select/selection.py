@@ -61,13 +61,16 @@ def select(rows: pl.DataFrame, classes: pa.Table, edges: pa.Table, config: Selec
     found = choose_survivors(passed, _frame(classes), _frame(edges), config.survivors)
     verdicts = pl.concat([passed.select("row", "key", "source", "caption"), found], how="horizontal")
     survivors = verdicts.filter(pl.col("survivor_key").is_null())
-    mixture = _mixture(candidates, survivors, config.balance)
+    held_out = _held_out(survivors, config.holdout_share, seed)
+    trained = survivors.filter(~held_out)
+    mixture = _mixture(candidates, trained, config.balance)
     decided = _in_order(
         candidates,
         _failed(candidates),
         _broke_rule(judged),
         verdicts.filter(pl.col("survivor_key").is_not_null()).with_columns(stage=pl.lit("select")),
-        _drawn(survivors, mixture, config.balance, seed),
+        _drawn(trained, mixture, config.balance, seed),
+        survivors.filter(held_out).with_columns(repeat=pl.lit(1, pl.Int32)),
     )
     merges = config.survivors.merge_captions and config.survivors.policy == "image"
     captions = _merged_captions(decided, verdicts if merges else verdicts.clear())
@@ -160,19 +163,21 @@ def _numbered(lists: pl.Series) -> pa.MapArray:
     )
 
 
-def _split(decided: pl.DataFrame, holdout_share: float, seed: int) -> pl.Expr:
-    """Whole groups of duplicates are held out, so that a near-duplicate never straddles the splits."""
+def _held_out(rows: pl.DataFrame, holdout_share: float, seed: int) -> pl.Series:
+    """Which rows are kept out of training: bool [rows].
+
+    Whole groups of duplicates are, so that a near-duplicate never straddles the splits.
+    """
     if not holdout_share:
-        return pl.lit("train")
-    groups = decided.select(pl.coalesce("group_key", "key")).to_series().to_arrow()
-    held_out = pl.Series(draws(groups, seed, "holdout") < holdout_share)
-    return pl.when(held_out).then(pl.lit("holdout")).otherwise(pl.lit("train"))
+        return pl.repeat(value=False, n=len(rows), eager=True)
+    groups = rows.select(pl.coalesce("group_key", "key")).to_series().to_arrow()
+    return pl.Series(draws(groups, seed, "holdout") < holdout_share)
 
 
 def _table(decided: pl.DataFrame, captions: pa.ChunkedArray, holdout_share: float, seed: int) -> pa.Table:
     frame = decided.with_columns(
         verdict=pl.when(pl.col("stage").is_null()).then(pl.lit("kept")).otherwise(pl.lit("dropped")),
-        split=_split(decided, holdout_share, seed),
+        split=pl.when(_held_out(decided, holdout_share, seed)).then(pl.lit("holdout")).otherwise(pl.lit("train")),
         repeat=pl.col("repeat").fill_null(0),
     )
     names = [name for name in SELECTION.arrow.names if name != "merged_captions"]

@@ -112,3 +112,20 @@ def test_two_drivers_at_once_publish_one_dataset(quickstart_dataset: Path, tmp_p
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
     assert (tmp_path / MANIFEST).read_bytes() == (quickstart_dataset / "manifest.json").read_bytes()
     assert not (tmp_path / "datasets" / "quickstart" / "v000002").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_ray_run_in_order(quickstart_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(quickstart_dataset.parents[2] / "sample-web", tmp_path / "sample-web")
+    mark = uuid.uuid4().hex
+    process = start(tmp_path, "ray", mark)
+    try:
+        while not list((tmp_path / "runs").rglob("commits/*.json")):
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        kill_all(mark)
+    assert process.returncode == 143, output.decode()
+    assert b"run the same command again to continue" in output

@@ -194,4 +194,17 @@ def test_order_does_not_matter_and_every_duplicate_has_a_survivor(
             assert tuple(sorted((KEYS.index(row["key"]), KEYS.index(row["survivor_key"])))) in pairs
             assert row["group_key"] == verdicts[row["survivor_key"]]["group_key"]
             assert row["split"] == verdicts[row["survivor_key"]]["split"]
-    assert sum(row["repeat"] for row in verdicts.values()) == sum(found.mixture.realised.values())
+    trained = [row["repeat"] for row in verdicts.values() if row["split"] == "train"]
+    assert sum(trained) == sum(found.mixture.realised.values())
+    assert {row["repeat"] for row in verdicts.values() if row["split"] == "holdout"} <= {0, 1}
+
+
+def test_the_target_counts_training_draws_and_holds_each_held_out_sample_once() -> None:
+    rows = rows_of(*[{}] * 40)
+    balance = BalanceConfig(target=80, max_repeat=4)
+    config = SelectConfig(survivors=SurvivorConfig(policy="none"), holdout_share=0.2, balance=balance)
+    table = pl.DataFrame(pl.from_arrow(chosen(rows, config).table.drop_columns(["merged_captions"])))
+    draws_of = dict(table.group_by("split").agg(pl.col("repeat").sum()).iter_rows())
+    held_out = table.filter(pl.col("split") == "holdout")
+    assert draws_of["train"] == 80
+    assert 1 < draws_of["holdout"] == len(held_out)
