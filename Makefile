@@ -37,7 +37,7 @@ format: install ## rewrite the code in the one format
 
 lock: ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra engine --extra cpu --extra dev --python-version 3.11 --universal \
-	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+	  --no-header --no-annotate --output-file requirements.lock
 
 clean: ## remove the environment and the quickstart
 	rm -rf $(VENV) quickstart

@@ -60,10 +60,8 @@ class FetchConfig(Config):
     """Deadline for one URL, attempts and waits together."""
     min_bytes_per_second: Annotated[int, Field(ge=0)] = 1024
     """A body slower than this over five seconds is given up."""
-    user_agent: Annotated[str, Field(pattern=r"^[\x20-\x7e]+\Z")] = (
-        "dataengine/0.1 (+https://github.com/dataengine/dataengine; dataset builder)"
-    )
-    """Who we say we are; robots.txt is matched by its first word."""
+    user_agent: Annotated[str, Field(pattern=r"^[\x20-\x7e]+\Z")] = "dataengine/0.1 (dataset builder)"
+    """Who we say we are, best with an address to write to; robots.txt is matched by its first word."""
 
 
 class DownloadConfig(Config):
