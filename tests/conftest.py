@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parent.parent
 # Beside the checkout, or wherever DATAENGINE_TEST_DATA says; tests that need it skip when it is absent.
 TEST_DATA = Path(os.environ.setdefault("DATAENGINE_TEST_DATA", str(REPOSITORY.parent / "shared" / "data")))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Timings gate no test; and where a change is judged, the same change gets the same examples.
+settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
