@@ -31,6 +31,10 @@ from dataengine.storage.tables import (
     read_table,
 )
 
+AGAIN = "again"
+"""Names, among what a part reads, its own last commit, when it is done again on top of that: facts of the world
+(downloads) can be asked for once more, and the good ones are kept."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -38,6 +42,10 @@ class Need:
 
     step: str
     whole: bool = False
+
+
+def ignore(metrics: Mapping[str, Any]) -> None:
+    """The report of a machine that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class Machine:
     hosts: Mapping[str, str]
     """Host → address:port of services that this run started itself."""
     now: Callable[[], datetime]
+    report: Callable[[Mapping[str, Any]], None] = ignore
+    """Told from time to time how far a part is: its metrics so far."""
 
     @property
     def num_threads(self) -> int:
@@ -191,6 +201,13 @@ class Inputs:
         found = [read_bucket(self.root, item.objects[name].path, schema, bucket) for item in self.commits(step)]
         return pa.concat_tables(found) if found else schema.empty()
 
+    def buckets(self, step: str, prefix: str, schema: TableSchema, bucket: int) -> Iterator[pa.Table]:
+        """The rows routed to `bucket` by each object of `step` whose name begins with `prefix`, in part order."""
+        for commit in self.commits(step):
+            for name in sorted(commit.objects):
+                if name.startswith(prefix):
+                    yield read_bucket(self.root, commit.objects[name].path, schema, bucket)
+
 
 def _read_array(root: Root, item: ObjectRef) -> NDArray[Any]:
     return read_npy(root, item.path, item.sha256)
@@ -206,6 +223,7 @@ class Outputs:
     objects: dict[str, ObjectRef] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     rows_in: int = 0
     rows_out: int = 0
 
@@ -259,5 +277,6 @@ class Outputs:
     def commit(self, reads: Mapping[str, str], seconds: float) -> Commit:
         """The record of what this attempt made."""
         return Commit(
-            self.part, self.attempt, reads, self.objects, self.rows_in, self.rows_out, self.counts, self.facts, seconds
-        )
+            self.part, self.attempt, reads, self.objects, self.rows_in, self.rows_out, self.counts, self.facts, seconds,
+            self.metrics,
+        )  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,13 +16,17 @@ from rich.console import Console
 from dataengine import __version__
 from dataengine.config.run import ExecutionConfig, RunConfig
 from dataengine.contract import Machine
+from dataengine.download.metrics import Gauge
+from dataengine.download.outcomes import matching
+from dataengine.download.stage import Download
 from dataengine.engine.board import Board
 from dataengine.engine.progress import ProgressView
 from dataengine.engine.runner import Executor, Runner
 from dataengine.engine.serial import SerialExecutor
+from dataengine.engine.worker import Report
 from dataengine.errors import InputError, StorageError
 from dataengine.pipeline import STAGES, Pipeline, build_pipeline
-from dataengine.storage.rundir import RunDirectory
+from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.store import Root
 
 STATEFUL_STAGES = frozenset({"score"})
@@ -49,8 +54,8 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
     _record(run, config, pipeline)
     _render_sample_web(config, run.root, console)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
-    with ExitStack() as services, ProgressView(console) as view:
-        start = _executor_starter(config, run.root, services, console)
+    with ExitStack() as services, ProgressView(console, {"download": Gauge()}) as view:
+        start = _executor_starter(config, run.root, services, view.report, console)
         num_run = Runner(board, start, view, config.execution.stall_seconds).run()
     return Finished(board, num_run, _published(board, run.root))
 
@@ -62,6 +67,61 @@ def survey_job(config: RunConfig) -> Board:
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=False)
     board.survey()
     return board
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What asking again came to, for one source."""
+
+    source: str
+    num_parts: int
+    """Parts that were done again."""
+    before: Mapping[str, int]
+    """Rows by reason, `ok` among them."""
+    after: Mapping[str, int]
+
+
+def repeat_downloads(config: RunConfig, reasons: Sequence[str], *, console: Console) -> list[Repeated]:
+    """Ask again for the rows of a finished download whose reason is among `reasons` (see `outcomes.parse_reasons`).
+
+    Only the parts that hold such rows get another generation; a later `run_job` redoes what stands on them. Raises
+    InputError when the download of this config is not complete.
+    """
+    # A source over its budget of failures is just what one wants to ask again for; the next run judges it anew.
+    lenient = config.download.model_copy(update={"max_failed_share": 1.0})
+    pipeline = build_pipeline(config.model_copy(update={"download": lenient})).until("download")
+    run = RunDirectory.open(config.root, config.storage_options, config.name)
+    board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
+    board.survey()
+    if not board.finished:
+        raise InputError(
+            f"{run.root.address(run.path)}: the download of this config is not complete; finish it with `dataengine "
+            f"run CONFIG --until download`, then ask again for what failed"
+        )
+    asked = [step for step in pipeline.steps if isinstance(step, Download) and not step.in_place]
+    before = [board.commits(step.name) for step in asked]
+    for step, commits in zip(asked, before, strict=True):
+        board.repeat(replace(step, again=tuple(reasons)), _parts_with(commits, reasons))
+    with ExitStack() as services, ProgressView(console, {"download": Gauge()}) as view:
+        start = _executor_starter(config, run.root, services, view.report, console)
+        Runner(board, start, view, config.execution.stall_seconds).run()
+    return [_repeated(step, old, board.commits(step.name)) for step, old in zip(asked, before, strict=True)]
+
+
+def _parts_with(commits: Sequence[Commit], reasons: Sequence[str]) -> list[str]:
+    return [commit.part for commit in commits if matching(commit.counts.keys() - {"ok"}, reasons)]
+
+
+def _repeated(step: Download, old: Sequence[Commit], new: Sequence[Commit]) -> Repeated:
+    num_parts = sum(commit.attempt != last.attempt for commit, last in zip(new, old, strict=True))
+    return Repeated(step.source, num_parts, _sum_counts(old), _sum_counts(new))
+
+
+def _sum_counts(commits: Sequence[Commit]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for commit in commits:
+        counts.update(commit.counts)
+    return counts
 
 
 def _published(board: Board, root: Root) -> str | None:
@@ -97,12 +157,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _executor_starter(config: RunConfig, root: Root, services: ExitStack, console: Console) -> Callable[[], Executor]:
+def _executor_starter(
+    config: RunConfig, root: Root, services: ExitStack, report: Report, console: Console
+) -> Callable[[], Executor]:
     def start() -> Executor:
         hosts = services.enter_context(_sample_web(config, root))
         execution = config.execution
         if execution.runner == "serial":
-            return SerialExecutor(_machines(execution, dict.fromkeys(STAGES, 1), hosts))
+            return SerialExecutor(_machines(execution, dict.fromkeys(STAGES, 1), hosts), report)
         from dataengine.engine.cluster import RayExecutor, await_resources, connect, worker_counts
 
         console.print("starting Ray ..." if execution.address is None else f"joining Ray at {execution.address} ...")
@@ -111,7 +173,7 @@ def _executor_starter(config: RunConfig, root: Root, services: ExitStack, consol
         joined = connect(execution.address)
         resources = await_resources(needs, joined=joined, wait_seconds=execution.stall_seconds)
         counts = worker_counts(resources, needs, STATEFUL_STAGES.__contains__)
-        return RayExecutor(_machines(execution, counts, hosts), execution.task_retries)
+        return RayExecutor(_machines(execution, counts, hosts), execution.task_retries, report)
 
     return start
 

@@ -20,7 +20,8 @@ from dataengine.emit.stage import PlanShards, RouteRows, WriteShards
 from dataengine.schemas import TableSchema
 from dataengine.score.stage import Score
 from dataengine.select.stage import Select, needed_columns
-from dataengine.sources.stage import IndexTars, MergeTable, ScanTable
+from dataengine.sources.in_place import IndexImages, IndexImg2Dataset, IndexTars
+from dataengine.sources.stage import MergeTable, ScanTable
 from dataengine.storage.rundir import digest
 
 STAGES = ("sources", "download", "score", "dedup", "select", "emit")
@@ -71,13 +72,19 @@ def _source_steps(config: RunConfig) -> list[Step]:
     for name, source in config.sources.items():
         if source.kind == "table":
             steps += [ScanTable(name, source, config.part_rows), MergeTable(name)]
-        else:
+        elif source.kind == "webdataset":
             steps.append(IndexTars(name, source))
+        elif source.kind == "img2dataset":
+            steps.append(IndexImg2Dataset(name, source))
+        else:
+            steps.append(IndexImages(name, source))
     return steps
 
 
 def _score_steps(config: RunConfig) -> list[Step]:
-    steps: list[Step] = [Download(name, config.download, source.kind) for name, source in config.sources.items()]
+    steps: list[Step] = [
+        Download(name, config.download, source.kind != "table") for name, source in config.sources.items()
+    ]
     return steps + [
         Score(
             scorer=scorer,

@@ -100,10 +100,16 @@ CANDIDATE = TableSchema(
             column("caption", pa.string(), "primary caption; empty when the input has none"),
             column("captions", CAPTIONS, "named captions"),
             column("extra", CAPTIONS, "passthrough columns of the input, as text"),
-            column("expected_sha256", pa.string(), "what the fetched bytes must hash to", nullable=True),
+            column(
+                "expected_hash",
+                pa.string(),
+                "what the fetched bytes must hash to: MD5, SHA-1 or SHA-256, lower-case hex",
+                nullable=True,
+            ),
             column(
                 "fault", pa.string(), "why this row cannot be downloaded at all, known from the input", nullable=True
             ),
+            column("detail", pa.string(), "what of the input is at fault: file, line, member", nullable=True),
             *LOCATION,
         ]
     ),
@@ -116,6 +122,7 @@ SAMPLE = TableSchema(
             column("key", pa.string(), "candidate's key; every candidate has a row"),
             column("status", pa.string(), "ok or failed"),
             column("reason", pa.string(), "why it failed", nullable=True),
+            column("detail", pa.string(), "what was seen that made it fail, in words", nullable=True),
             column("http_status", pa.int32(), "code of the last response", nullable=True),
             column("final_url", pa.string(), "URL after redirects", nullable=True),
             column("content_type", pa.string(), "as the server declared it", nullable=True),
@@ -123,6 +130,7 @@ SAMPLE = TableSchema(
             column("fetched_at", pa.timestamp("ms", tz="UTC"), "time of the last response", nullable=True),
             column("num_attempts", pa.int32(), "requests made, redirects not counted"),
             column("sha256", pa.string(), "SHA-256 of the bytes as fetched", nullable=True),
+            column("hash_matches", pa.bool_(), "whether they hash to what the input expects", nullable=True),
             column("xxh3", pa.string(), "XXH3-64 of the bytes as stored, 16 hex characters", nullable=True),
             column(
                 "pixel_hash", pa.string(), "XXH3-128 of size and RGB pixels as stored, before encoding", nullable=True
@@ -178,7 +186,12 @@ SELECTION = TableSchema(
             column("verdict", pa.string(), "kept or dropped"),
             column("stage", pa.string(), "stage that decided: download, score or select", nullable=True),
             column("reason", pa.string(), "the first reason to drop the row", nullable=True),
-            column("rule_value", pa.string(), "the values the rule saw", nullable=True),
+            column(
+                "rule_value",
+                pa.string(),
+                "the values the rule saw; of a failed download, what was seen in its stead",
+                nullable=True,
+            ),
             column("group_key", pa.string(), "smallest key of its group of duplicates", nullable=True),
             column("survivor_key", pa.string(), "the kept duplicate this row yields to", nullable=True),
             column("similarity", pa.float32(), "to the survivor", nullable=True),
@@ -219,7 +232,12 @@ LEDGER = TableSchema(
             column("state", pa.string(), "emitted or dropped"),
             column("stage", pa.string(), "stage that dropped it", nullable=True),
             column("reason", pa.string(), "why", nullable=True),
-            column("rule_value", pa.string(), "the values the rule saw", nullable=True),
+            column(
+                "rule_value",
+                pa.string(),
+                "the values the rule saw; of a failed download, what was seen in its stead",
+                nullable=True,
+            ),
             column(
                 "survivor_key",
                 pa.string(),

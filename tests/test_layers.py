@@ -14,9 +14,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dataengine"
 STAGES = ("sources", "download", "score", "dedup", "select", "emit")
 # Stage wiring may touch stores; every other file of a stage package is a kernel: arrays and bytes in and out.
-WIRING = {"stage", "caption_steps", "image_steps", "publish", "versions"}
+WIRING = {
+    *("stage", "caption_steps", "image_steps", "publish", "versions"),
+    *("fetched_part", "located_part", "in_place"),
+}
 LAYERS: dict[str, int] = {
-    "errors": 0,
+    "errors": 0, "scaling": 0,
     "schemas": 1, "keys": 1, "imaging": 1,
     "config": 2,
     "storage": 2,

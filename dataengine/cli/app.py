@@ -89,6 +89,29 @@ def run(
     run_config(config, overrides, until)
 
 
+@app.command(name="download-again")
+def download_again(
+    run: Annotated[
+        str, typer.Argument(help="A run's folder or URL (<root>/runs/<name>), or its config.", show_default=False)
+    ],
+    reasons: Annotated[
+        str,
+        typer.Option(help="Comma-separated reasons such as dns,timeout,http_403, or groups: 4xx, 5xx, transient."),
+    ] = "transient",
+    overrides: Overrides = [],  # noqa: B006
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Ask once more for rows that failed to download for the given reasons.
+
+    Good rows and their images stay as they are; parts that hold such rows get a new generation, and the next `run`
+    redoes only what stands on those. Any number of passes. Example:
+    [bold]dataengine download-again s3://bucket/openuni/runs/openuni --reasons dns,timeout,5xx[/bold]
+    """
+    from dataengine.cli.again import print_again
+
+    print_again(run, reasons, overrides, options)
+
+
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = []) -> None:  # noqa: B006
     """Say what `run` would do: what is reused, what runs and why, and how many rows there can be at most."""

@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dataengine.cli.downloads import politeness_table
 from dataengine.config.load import load_config
 from dataengine.config.run import RunConfig
+from dataengine.config.sources import TableSource
 from dataengine.engine.board import Board, StepState
 from dataengine.errors import MissingObject
 from dataengine.job import survey_job
 from dataengine.pipeline import STAGES
-from dataengine.storage.rundir import RunDirectory
+from dataengine.sources.hosts import HOSTS, count_hosts, politeness_hours
+from dataengine.sources.stage import input_urls
+from dataengine.storage.rundir import Plan, RunDirectory
+from dataengine.storage.tables import read_table
 
 
 def print_plan(path: Path, overrides: list[str]) -> None:
@@ -33,6 +39,7 @@ def print_plan(path: Path, overrides: list[str]) -> None:
         if state.problem is not None:
             console.print(f"[bold yellow]cannot be planned yet[/] {state.step.name}: ", end="", highlight=False)
             console.print(state.problem, highlight=False, markup=False)
+    _print_politeness(config, board, console)
     _print_target(config, board, console)
 
 
@@ -61,8 +68,12 @@ def _sources_table(config: RunConfig, board: Board) -> Table:
         if state.plan is None:
             table.add_row(name, source.kind, "[yellow]absent[/]", "?")
             continue
-        table.add_row(name, source.kind, f"{len(state.plan.parts):,}", _rows_text(num_input_rows(state)))
+        table.add_row(name, source.kind, f"{_num_files(state.plan):,}", _rows_text(num_input_rows(state)))
     return table
+
+
+def _num_files(plan: Plan) -> int:
+    return len({part.spec["path"] for part in plan.parts})
 
 
 def num_input_rows(state: StepState) -> int | None:
@@ -100,6 +111,31 @@ def _reason(states: list[StepState]) -> str:
     if any(part not in state.stored for state in started for part in state.waiting):
         return "continues: some parts are committed"
     return "what its parts were made from has changed"
+
+
+def _print_politeness(config: RunConfig, board: Board, console: Console) -> None:
+    """The least time that the most frequent hosts take, whatever the number of machines."""
+    fetch = config.download.fetch
+    counted = [_hosts(name, source, board) for name, source in config.sources.items() if source.kind == "table"]
+    hosts = politeness_hours(pa.concat_tables([HOSTS.empty(), *counted]), fetch.per_host_rate, fetch.per_host)
+    if not len(hosts):
+        return
+    rate = "" if fetch.per_host_rate is None else f"{fetch.per_host_rate:g} requests a second and "
+    manners = f"each host gets {rate}{fetch.per_host} requests of half a second at once"
+    console.print(politeness_table(hosts, f"{len(hosts):,} host{'s' * (len(hosts) > 1)}, {manners}"))
+
+
+def _hosts(name: str, source: TableSource, board: Board) -> pa.Table:
+    """URLs by host: from the source's parts once they are there, else counted in the input itself."""
+    state, scan = board.states[f"sources/{name}"], board.states[f"sources/{name}.scan"]
+    if state.complete:
+        paths = [commit.objects["hosts"].path for commit in state.commits()]
+        return pa.concat_tables([HOSTS.empty(), *(read_table(board.root, path, HOSTS) for path in paths)])
+    if scan.plan is None:
+        return HOSTS.empty()
+    files = dict.fromkeys(part.spec["path"] for part in scan.plan.parts)
+    counted = [count_hosts(urls) for path in files for urls in input_urls(board.root, path, source)]
+    return pa.concat_tables([HOSTS.empty(), *counted])
 
 
 def _print_target(config: RunConfig, board: Board, console: Console) -> None:

@@ -109,7 +109,7 @@ def _notes(address: str, dataset: Dataset, options: Mapping[str, str]) -> Iterat
         if num_lost > MANY_LOST * num_rows:
             yield (
                 f"source {source} lost {num_lost / num_rows:.0%} of its input rows at download; if its servers were "
-                f"out of reach, remove the folders <root>/runs/<name>/download/{source}-* and run again"
+                f"out of reach, `dataengine download-again` asks once more for what failed"
             )
 
 

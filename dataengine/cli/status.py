@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from dataengine.cli.downloads import downloads_table
 from dataengine.cli.inspect import store_options
 from dataengine.config.load import load_config
+from dataengine.download.metrics import Summary, summarise
 from dataengine.errors import InputError, MissingObject
 from dataengine.storage.rundir import RunDirectory, UnitDirectory
 
@@ -35,15 +37,19 @@ def print_status(run: str, options: list[str]) -> None:
     for column in table.columns[1:4]:
         column.justify = "right"
     done = True
+    downloads: dict[str, Summary] = {}
     for path in record["units"]:
         num_parts, commits = UnitDirectory(directory.root, path).standing()
         complete = num_parts == len(commits)
         done &= complete
+        stage, unit = path.removeprefix(f"{directory.path}/").split("/")
+        if stage == "download" and any(commit.metrics for commit in commits):
+            downloads[unit.rpartition("-")[0]] = summarise(commit.metrics for commit in commits)
         reasons: Counter[str] = Counter()
         for commit in commits:
             reasons.update(commit.counts)
         table.add_row(
-            path.removeprefix(f"{directory.path}/"),
+            f"{stage}/{unit}",
             f"{len(commits):,}/{num_parts:,}" if num_parts is not None else "not planned",
             f"{sum(commit.rows_out for commit in commits):,}",
             f"{sum(commit.seconds for commit in commits):,.1f}",
@@ -51,10 +57,11 @@ def print_status(run: str, options: list[str]) -> None:
             style="green" if complete else None,
         )
     console.print(table)
+    if downloads:
+        console.print(downloads_table(downloads))
     if not done:
         console.print("not complete; run the same command again to continue it")
         return
-    stage = record["units"][-1].removeprefix(f"{directory.path}/").partition("/")[0]
     console.print("[bold green]complete[/]" + ("" if stage == "emit" else f" up to {stage}, as was asked"))
 
 

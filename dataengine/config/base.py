@@ -6,12 +6,15 @@ every other field bears identity and enters the recipe of its stage.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 EXECUTION: dict[str, Any] = {"execution": True}
 """Pass as `json_schema_extra` of a field that must not bear identity."""
+
+FilePattern = Annotated[str, Field(min_length=1, pattern=r"^[^\0]*\Z")]
+"""A path or URL, or a glob over them."""
 
 
 class Config(BaseModel):

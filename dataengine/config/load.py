@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dataengine.config.run import RunConfig
+from dataengine.config.sources import SOURCE_KINDS
 from dataengine.errors import ConfigError
 
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -98,7 +99,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(where: str, fault: Any) -> str:
-    path = ".".join(str(step) for step in fault["loc"] if step not in ("table", "webdataset")) or "config"
+    path = ".".join(str(step) for step in fault["loc"] if step not in SOURCE_KINDS) or "config"
     if fault["type"] == "extra_forbidden":
         hint = _closest(fault["loc"])
         return f"{where}: {path}: unknown key{hint}"
@@ -128,8 +129,8 @@ def _keys_at(model: Any, location: tuple[str | int, ...]) -> list[str]:
 
 
 def _descend(kind: Any, step: str | int) -> list[Any]:
-    if step in ("table", "webdataset"):
-        return [model for model in _models(kind) if step in str(model.model_fields["kind"].annotation)]
+    if step in SOURCE_KINDS:
+        return [model for model in _models(kind) if step in get_args(model.model_fields["kind"].annotation)]
     found = [model.model_fields[step].annotation for model in _models(kind) if step in model.model_fields]
     return found or list(get_args(kind)[1:])
 

@@ -12,7 +12,7 @@ from dataengine.config.dedup import DedupConfig
 from dataengine.config.download import DownloadConfig
 from dataengine.config.score import ScoreConfig
 from dataengine.config.select import SelectConfig
-from dataengine.config.sources import Source, SourceName
+from dataengine.config.sources import ImageParquetSource, Source, SourceName, TableSource
 from dataengine.schemas import CANDIDATE, LEDGER, SAMPLE, SELECTION, manifest_schema, score_schema
 
 _TAKEN_COLUMNS = {
@@ -176,5 +176,8 @@ class RunConfig(Config):
         """Every named caption a source declares, sorted."""
         names: set[str] = set()
         for source in self.sources.values():
-            names.update(source.caption_columns if source.kind == "table" else source.caption_fields)
+            if isinstance(source, TableSource | ImageParquetSource):
+                names.update(source.caption_columns)
+            else:
+                names.update(source.caption_fields)
         return tuple(sorted(names))

@@ -1,41 +1,57 @@
 """Makes single HTTP requests to strangers, and turns whatever they do into a reason.
 
-In goes a URL; out comes a response whose body is read within bounds of size and pace, or a FetchFault. What
-is decided here: which URLs are asked at all, how faults of the network are named, which of them pass by
-themselves, and that redirects are followed by hand, so that every hop is checked. Nothing here knows about
-images, permissions or retries.
+In goes a URL; out comes a response within bounds of time and of headers, or a FetchFault. What is decided here: which
+URLs are asked at all, how faults of the network are named, which of them pass by themselves, and that redirects are
+followed by hand, so that every hop is checked and waits for its turn. Nothing here knows about images, permissions or
+retries.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import resource
 import ssl
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
 from yarl import URL
 
-from dataengine.download.guard import BlockedAddress, GuardedResolver, check_literal
+from dataengine.download.guard import BlockedAddress, BlockedPort, check_literal, check_port
+from dataengine.download.outcomes import is_transient
+from dataengine.download.pace import Refusal
+from dataengine.download.resolve import GuardedResolver
+from dataengine.download.turns import GivenUp, Trip, Turns
 
 if TYPE_CHECKING:
-    from dataengine.config.download import FetchConfig
+    from aiohttp.client import ClientTimeout
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.client_reqrep import ClientRequest
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+    from dataengine.config.download import FetchConfig, GuardConfig
 
 Received = TypeVar("Received")
 
-_RATE_WINDOW_SECONDS = 5.0
-_DNS_CACHE_SECONDS = 300
-_MAX_HEADER_BYTES = 16 * 1024  # one header; security policies of large sites pass the usual 8 KiB
+_MAX_HEADER_BYTES = 16 * 1024  # one header, of 128; security policies of large sites pass the usual 8 KiB
+_MAX_STALE = 8  # connections thrown away before a server counts as one that talks out of turn
+_MAX_IDLE = 4096  # connections kept for later requests; each takes some 4 KB here, and more of a server
 _REDIRECTS = (301, 302, 303, 307, 308)
+_BUSY = (429, 503)
 _HEADERS = {"Accept": "image/jpeg,image/png,image/webp,image/gif,*/*;q=0.1", "Accept-Encoding": "identity"}
-_TRANSIENT = ("dns", "connect", "reset", "robots_unreachable", "http_429")
-# First match wins: aiohttp's later ones are ancestors of its earlier ones.
+_TIME_USED_UP = frozenset({"timeout", "too_slow", "truncated"})
+_UNREACHED = frozenset({"dns", "connect", "timeout"})  # without an answer, these slow a host down
+# First match wins: aiohttp's later ones are ancestors of its earlier ones, and OSError is one of TimeoutError.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (BlockedAddress, "blocked_address"),
+    (BlockedPort, "blocked_port"),
     (aiohttp.InvalidURL, "bad_url"),
     (aiohttp.ClientConnectorDNSError, "dns"),
     (ssl.SSLError, "tls"),
@@ -43,25 +59,92 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorError, "connect"),
     (aiohttp.ConnectionTimeoutError, "connect"),
     (aiohttp.ClientConnectionError, "reset"),
+    (TimeoutError, "timeout"),
     (OSError, "reset"),
     (aiohttp.ClientPayloadError, "truncated"),
     (aiohttp.ClientError, "protocol"),
 )
+_FAULTS = tuple(kind for kind, _ in _REASONS)
 
 
 class FetchFault(Exception):
-    """Why a URL gave no image; `evidence` is the rule or header that forbids it."""
+    """Why a URL gave no image; `evidence` is the rule or header that forbids it.
 
-    def __init__(self, reason: str, *, retry_after_seconds: float | None = None, evidence: str | None = None) -> None:
+    `is_unasked`: the reason is that of the host's last refusal, and this URL was not asked for.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after_seconds: float | None = None,
+        evidence: str | None = None,
+        is_unasked: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
         self.evidence = evidence
+        self.is_unasked = is_unasked
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.reason in _TRANSIENT or self.reason.startswith("http_5")
+        """Whether the same request may succeed soon, and did not use up its time."""
+        return is_transient(self.reason) and self.reason not in _TIME_USED_UP and not self.is_unasked
+
+
+@dataclass
+class _Hop:
+    """A request under way, as its connection sees it."""
+
+    until: float
+    timeout: asyncio.Timeout
+    protocol: ResponseHandler | None = None
+
+
+_HOP: ContextVar[_Hop] = ContextVar("_HOP")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections without leftovers of earlier responses, a bounded number of them idle.
+
+    Once there is a connection, the headers must come within `first_byte_seconds`.
+    """
+
+    def __init__(self, resolver: GuardedResolver, first_byte_seconds: float) -> None:
+        super().__init__(resolver=resolver, limit=0, use_dns_cache=False)  # the resolver keeps what it finds
+        self._first_byte_seconds = first_byte_seconds
+        self._idle: dict[ResponseHandler, None] = {}
+
+    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
+        """A connection on which nothing waits to be read."""
+        hop = _HOP.get()
+        for _ in range(_MAX_STALE):
+            connection = await super().connect(req, traces, timeout)
+            assert connection.protocol is not None
+            self._idle.pop(connection.protocol, None)
+            if not connection.protocol.should_close:
+                hop.protocol = connection.protocol
+                hop.timeout.reschedule(min(hop.until, self._loop.time() + self._first_byte_seconds))
+                return connection
+            # What came after the end of a response must not be taken for the next one.
+            connection.close()
+        raise aiohttp.ClientConnectionError("the server talks before it is asked")
+
+    def rest(self, protocol: ResponseHandler) -> None:
+        """The request on this connection is over; those that rest longest make room."""
+        if protocol.is_connected():
+            self._idle[protocol] = None
+            if len(self._idle) > _max_idle():
+                oldest = next(iter(self._idle))
+                del self._idle[oldest]
+                oldest.close()
+
+
+@cache
+def _max_idle() -> int:
+    """A quarter of the open files that this process may have, as most machines grant 1,024."""
+    return min(_MAX_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31 // 4)
 
 
 def parse_url(text: str, base: URL | None = None) -> URL:
@@ -72,21 +155,30 @@ def parse_url(text: str, base: URL | None = None) -> URL:
     try:
         url = URL(text.strip()) if base is None else base.join(URL(text.strip()))
         if url.scheme in ("http", "https") and url.host and url.port:
-            return url.with_user(None).with_fragment(None)
+            if ":" in url.host:  # RFC 3986 has addresses of future versions as well, of which there are none
+                ipaddress.IPv6Address(url.host)
+            url = url if url.raw_user is None and url.raw_password is None else url.with_user(None)
+            return url.with_fragment(None)
     except ValueError as error:
         raise FetchFault("bad_url") from error
     raise FetchFault("bad_url")
 
 
 class Exchange:
-    """A pool of connections that asks for one URL at a time; close it in the event loop it was made in."""
+    """A pool of connections that asks for one URL at a time; close it in the event loop it was made in.
 
-    def __init__(self, config: FetchConfig, hosts: Mapping[str, str], per_host: int) -> None:
-        self._resolver = GuardedResolver(hosts)
+    `now` tells the time in UTC.
+    """
+
+    def __init__(self, config: FetchConfig, guard: GuardConfig, turns: Turns, now: Callable[[], datetime]) -> None:
+        self._guard = guard
+        self._turns = turns
+        self._now = now
+        self._loop = asyncio.get_running_loop()
+        self._resolver = GuardedResolver(guard, config)
+        self._connector = _Connector(self._resolver, config.first_byte_seconds)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=self._resolver, limit=0, limit_per_host=per_host, ttl_dns_cache=_DNS_CACHE_SECONDS
-            ),
+            connector=self._connector,
             headers=_HEADERS | {"User-Agent": config.user_agent},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -104,83 +196,90 @@ class Exchange:
         self,
         url: URL,
         max_redirects: int,
-        receive: Callable[[aiohttp.ClientResponse], Awaitable[Received]],
+        receive: Callable[[aiohttp.ClientResponse, Trip], Awaitable[Received]],
+        trip: Trip,
         *,
-        permit: Callable[[URL], Awaitable[None]] | None = None,
+        permit: Callable[[URL, Trip], Awaitable[None]] | None = None,
         observe: Callable[[aiohttp.ClientResponse], None] | None = None,
     ) -> Received:
         """What `receive` makes of the response at the end of all redirects.
 
-        `permit` is asked before each hop and may raise; `observe` sees each response. Raises FetchFault.
+        `permit` is asked before each hop and may raise; `observe` sees each response. Raises FetchFault, timeout when
+        servers take longer than `trip` has left.
         """
         for _ in range(max_redirects + 1):
             if permit is not None:
-                await permit(url)
-            async with self._request(url) as response:
+                await permit(url, trip)
+            answer = await self._ask(url, receive, trip, observe)
+            if not isinstance(answer, _Location):
+                return answer
+            url = parse_url(answer, url)
+        raise FetchFault("redirects")
+
+    async def _ask(
+        self,
+        url: URL,
+        receive: Callable[[aiohttp.ClientResponse, Trip], Awaitable[Received]],
+        trip: Trip,
+        observe: Callable[[aiohttp.ClientResponse], None] | None,
+    ) -> Received | _Location:
+        """What one response comes to: a place to go to, or what `receive` says."""
+        host = url.raw_host or ""
+        await self._admit(url, host, trip)
+        started = self._loop.time()
+        trip.start(started)
+        hop = _Hop(trip.until, asyncio.timeout_at(trip.until))
+        _HOP.set(hop)
+        response, refusal = None, None
+        try:
+            async with hop.timeout:
+                response = await self._session.get(url, allow_redirects=False)
+            refusal = self._refusal(response)
+            async with response:
                 if observe is not None:
                     observe(response)
                 location = response.headers.get("Location")
-                if response.status not in _REDIRECTS or location is None:
-                    return await receive(response)
-            url = parse_url(location, url)
-        raise FetchFault("redirects")
+                if location is not None and response.status in _REDIRECTS:
+                    return _Location(location)
+                return await receive(response, trip)
+        except _FAULTS as error:
+            reason = _reason(error)
+            if response is None and reason in _UNREACHED:
+                refusal = Refusal(reason)
+            raise FetchFault(reason) from error
+        finally:
+            if hop.protocol is not None:
+                self._connector.rest(hop.protocol)
+            trip.stop(self._loop.time())
+            self._turns.give(host, started, refusal)
 
-    @asynccontextmanager
-    async def _request(self, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _admit(self, url: URL, host: str, trip: Trip) -> None:
+        """Wait for a turn at `host`, when it may be asked at all."""
         try:
-            check_literal(url.host or "")
-            async with self._session.get(url, allow_redirects=False) as response:
-                yield response
-        except tuple(kind for kind, _ in _REASONS) as error:
-            raise FetchFault(next(reason for kind, reason in _REASONS if isinstance(error, kind))) from error
+            check_literal(host, self._guard)
+            check_port(host, url.port, self._guard)
+            if trip.left_seconds <= 0:
+                raise FetchFault("timeout")
+            if not self._turns.take_now(host):
+                await trip.aside(self._turns.take(host))
+        except (BlockedAddress, BlockedPort) as error:
+            raise FetchFault(_reason(error)) from error
+        except GivenUp as refused:
+            raise FetchFault(refused.reason, is_unasked=True) from refused
+
+    def _refusal(self, response: aiohttp.ClientResponse) -> Refusal | None:
+        if response.status not in _BUSY:
+            return None
+        wait = retry_after_seconds(response.headers.get("Retry-After"), self._now())
+        return Refusal(f"http_{response.status}", wait)
 
 
-async def read_body(response: aiohttp.ClientResponse, max_bytes: int, min_bytes_per_second: int) -> bytes:
-    """The body, or its start when that is longer than `max_bytes`, which the caller sees by its length.
-
-    Raises FetchFault too_slow when fewer than five seconds' worth of bytes came in five seconds.
-    """
-    body = bytearray()
-    while True:
-        start = len(body)
-        try:
-            async with asyncio.timeout(_RATE_WINDOW_SECONDS):
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > max_bytes:
-                        break
-                return bytes(body)
-        except TimeoutError:
-            if len(body) - start < min_bytes_per_second * _RATE_WINDOW_SECONDS:
-                raise FetchFault("too_slow") from None
+class _Location(str):
+    """Where a redirect leads."""
 
 
-async def read_content(response: aiohttp.ClientResponse, max_bytes: int, min_bytes_per_second: int) -> bytes:
-    """The whole body, inflated when the server compressed it although asked not to.
-
-    Raises FetchFault: too_large (before reading, when the server says so), too_slow, truncated, protocol.
-    """
-    if (response.content_length or 0) > max_bytes:
-        raise FetchFault("too_large")
-    body = await read_body(response, max_bytes, min_bytes_per_second)
-    if len(body) > max_bytes:
-        raise FetchFault("too_large")
-    if response.headers.get("Content-Encoding", "").strip().lower() in ("gzip", "x-gzip", "deflate"):
-        return _inflate(body, max_bytes)
-    return body
-
-
-def _inflate(body: bytes, max_bytes: int) -> bytes:
-    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # gzip and zlib, told apart by their headers
-    try:
-        content = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise FetchFault("protocol") from error
-    if len(content) > max_bytes:
-        raise FetchFault("too_large")
-    if not inflater.eof:
-        raise FetchFault("truncated")
-    return content
+def _reason(error: Exception) -> str:
+    return next(reason for kind, reason in _REASONS if isinstance(error, kind))
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:

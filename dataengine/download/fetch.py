@@ -1,16 +1,16 @@
 """Fetches URLs politely and gives every one of them exactly one outcome.
 
 In go URLs, bounds and a clock; out comes a Fetched per URL, in the order of completion: the bytes as sent, or
-the reason why there are none, with the evidence. What is decided here: one deadline over all attempts at a
-URL, which faults are tried again and when, how many requests a host gets at once, and that opt-outs are read
-before bodies are. What strangers do is never an exception. Nothing here knows what an image is.
+the reason why there are none, with the evidence. What is decided here: one deadline over all attempts at a URL, which
+faults are tried again and when, that opt-outs are read before bodies are, and how many URLs are under way. What
+strangers do is never an exception, unless all of them seem dead at once. Nothing here knows what an image is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING, Self
 
 import aiohttp
 
-from dataengine.download.exchange import Exchange, FetchFault, parse_url, read_content, retry_after_seconds
+from dataengine.download.body import read_content
+from dataengine.download.exchange import Exchange, FetchFault, parse_url, retry_after_seconds
+from dataengine.download.health import HealthGate
 from dataengine.download.opt_out import agent_token, opt_out
+from dataengine.download.pace import Lane, Lanes, Pace
 from dataengine.download.permission import RobotsGate
+from dataengine.download.turns import Seats, Trip, Turns
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 _FIRST_WAIT_SECONDS = 0.5
 _MAX_TEXT_CHARS = 512  # of a stranger's header in our tables
+_MAX_VISITS_PER_SEAT = 64  # under way, most of them waiting for their turn, at some 10 KB each
+_HOST = re.compile(r"\s*https?://(?:[^/?#]*@)?([^/?#:]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,21 @@ class Fetched:
     """The header or rule that forbids use."""
     fetched_at: datetime | None
     num_attempts: int
+    """0 when the URL is bad, and when its host wants to be left alone; the reason is then that of others."""
+    host: str | None
+    """Of the URL asked; None when it is bad."""
+    seconds: float
+    """That servers took, for robots.txt as well."""
+    num_body_bytes: int
+    """Received, be they of use or not."""
 
 
 @dataclass
 class _Visit:
     """What is known so far about one URL."""
 
+    trip: Trip
+    host: str | None = None
     http_status: int | None = None
     final_url: str | None = None
     content_type: str | None = None
@@ -68,7 +83,7 @@ class _Visit:
     def outcome(self, content: bytes | None, reason: str | None, evidence: str | None = None) -> Fetched:
         return Fetched(
             content, reason, self.http_status, self.final_url, self.content_type, _clean(evidence),
-            self.fetched_at, self.num_attempts,
+            self.fetched_at, self.num_attempts, self.host, self.trip.used_seconds, self.trip.num_body_bytes,
         )  # fmt: skip
 
 
@@ -82,10 +97,12 @@ class Fetcher:
         self._config = config
         self._now = now
         self._agent = agent_token(config.fetch.user_agent)
-        self.per_host = max(1, config.fetch.per_host // num_workers)
+        # Unseeded: workers must not keep step, and no outcome depends on it.
+        self._jitter = random.Random()
+        self.pace = Pace(config.fetch.per_host, config.fetch.per_host_rate, num_workers, self._jitter)
 
     async def __aenter__(self) -> Self:
-        self._exchange = Exchange(self._config.fetch, self._config.hosts, self.per_host)
+        self._exchange = Exchange(self._config.fetch, self._config.guard, Turns(self.pace), self._now)
         self._gate = RobotsGate(self._exchange, self._agent, self._config.fetch)
         return self
 
@@ -95,44 +112,48 @@ class Fetcher:
         await self._gate.close()
         await self._exchange.close()
 
-    async def fetch(self, url: str) -> Fetched:
-        """The outcome of `url` within the deadline; never raises for what a stranger does."""
-        visit = _Visit()
+    async def fetch(self, url: str, seats: Seats | None = None) -> Fetched:
+        """The outcome of `url` within the deadline; never raises for what a stranger does.
+
+        One of `seats` is the caller's; it is left whenever the URL has to wait.
+        """
+        visit = _Visit(Trip(self._config.fetch.total_seconds, seats))
         try:
-            async with asyncio.timeout(self._config.fetch.total_seconds) as deadline:
-                content = await self._fetch(parse_url(url), visit, random.Random(url), deadline)
-        except TimeoutError:
-            return visit.outcome(None, "timeout")
+            parsed = parse_url(url)
+            visit.host = parsed.raw_host
+            return visit.outcome(await self._fetch(parsed, visit), None)
         except FetchFault as fault:
             return visit.outcome(None, fault.reason, fault.evidence)
-        return visit.outcome(content, None)
 
-    async def _fetch(self, url: URL, visit: _Visit, jitter: random.Random, deadline: asyncio.Timeout) -> bytes:
+    async def _fetch(self, url: URL, visit: _Visit) -> bytes:
         """The body, after as many attempts as the config and the deadline allow."""
         while True:
             visit.num_attempts += 1
             try:
                 return await self._attempt(url, visit)
             except FetchFault as fault:
+                visit.num_attempts -= fault.is_unasked
                 if not fault.is_transient or visit.num_attempts > self._config.fetch.retries:
                     raise
-                backoff = _FIRST_WAIT_SECONDS * 2 ** (visit.num_attempts - 1) * jitter.uniform(0.5, 1.5)
+                backoff = _FIRST_WAIT_SECONDS * 2 ** (visit.num_attempts - 1) * self._jitter.uniform(0.5, 1.5)
                 wait = max(backoff, fault.retry_after_seconds or 0.0)
                 # Waiting past the deadline would hide the true reason behind a timeout.
-                if asyncio.get_running_loop().time() + wait >= (deadline.when() or 0.0):
+                if wait >= visit.trip.left_seconds:
                     raise
-            await asyncio.sleep(wait)
+            visit.trip.left_seconds -= wait
+            await visit.trip.aside(asyncio.sleep(wait))
 
     async def _attempt(self, url: URL, visit: _Visit) -> bytes:
         return await self._exchange.follow(
             url,
             self._config.limits.max_redirects,
             self._receive,
+            visit.trip,
             permit=self._gate.check if self._config.honor_opt_out else None,
             observe=lambda response: visit.saw(response, self._now()),
         )
 
-    async def _receive(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _receive(self, response: aiohttp.ClientResponse, trip: Trip) -> bytes:
         if response.status != 200:
             wait = retry_after_seconds(response.headers.get("Retry-After"), self._now())
             raise FetchFault(f"http_{response.status}", retry_after_seconds=wait)
@@ -145,59 +166,112 @@ class Fetcher:
             if forbidding is not None:
                 raise FetchFault("opt_out", evidence=forbidding)
         fetch = self._config.fetch
-        return await read_content(response, self._config.limits.max_body_bytes, fetch.min_bytes_per_second)
+        return await read_content(response, self._config.limits.max_body_bytes, fetch.min_bytes_per_second, trip)
+
+
+Receiver = Callable[[int, Fetched], Awaitable[None] | None]
 
 
 async def fetch_all(
-    urls: Sequence[str],
-    config: DownloadConfig,
-    num_workers: int,
-    now: Callable[[], datetime],
-    on_result: Callable[[int, Fetched], Awaitable[None] | None],
+    urls: Sequence[str], config: DownloadConfig, num_workers: int, now: Callable[[], datetime], on_result: Receiver
 ) -> None:
     """Calls `on_result(position, fetched)` once per URL, as they complete.
 
     At most `config.fetch.concurrency` bodies are in memory, those that `on_result` awaits for included. What
-    `on_result` raises ends it all.
+    `on_result` raises ends it all, and so does the TryAgainError of a network that seems dead (`config.health`).
     """
     async with Fetcher(config, num_workers, now) as fetcher:
-        lanes = _lanes(urls, fetcher.per_host)
-
-        async def work() -> None:
-            while lanes:
-                lane = lanes.popleft()
-                position = lane.popleft()
-                handled = on_result(position, await fetcher.fetch(urls[position]))
-                if handled is not None:
-                    await handled
-                if lane:
-                    lanes.append(lane)
-
+        crew = _Crew(fetcher, urls, config, on_result)
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(config.fetch.concurrency, len(lanes))):
-                    group.create_task(work())
+            await crew.run()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
 
 
-def _lanes(urls: Sequence[str], per_host: int) -> deque[deque[int]]:
-    """Positions of `urls` in lanes whose URLs are fetched one after another, `per_host` lanes a host.
+class _Crew:
+    """Tasks that fetch one URL after another, as many as there are seats, and more while some wait aside."""
 
-    Nobody waits for a busy host while another one is idle, and a slow server holds no more than its lanes.
-    """
-    by_host: dict[str, list[int]] = {}
-    for position, url in enumerate(urls):
-        by_host.setdefault(_host(url), []).append(position)
-    cuts = ((positions[start::per_host] for start in range(per_host)) for positions in by_host.values())
-    return deque(deque(lane) for lanes in cuts for lane in lanes if lane)
+    def __init__(self, fetcher: Fetcher, urls: Sequence[str], config: DownloadConfig, on_result: Receiver) -> None:
+        self._fetcher = fetcher
+        self._urls = urls
+        self._on_result = on_result
+        self._health = HealthGate(config.health)
+        self._seats = Seats(config.fetch.concurrency, self._fill)
+        self._lanes = Lanes(map(_host, urls), fetcher.pace)
+        self._num_left = len(urls)
+        self._num_tasks = 0
+        self._max_tasks = _MAX_VISITS_PER_SEAT * config.fetch.concurrency
+        self._group: asyncio.TaskGroup | None = None
+        self._loop = asyncio.get_running_loop()
+        self._finished = self._loop.create_future()
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Returns when every URL came to its outcome."""
+        if not self._urls:
+            return
+        async with asyncio.TaskGroup() as self._group:
+            self._fill()
+            await self._finished
+            self._stop()
+
+    def _stop(self) -> None:
+        self._group = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _fill(self) -> None:
+        """Seat as many tasks as there are seats, and URLs that need not wait."""
+        while self._group is not None and self._seats.num_free and self._num_tasks < self._max_tasks:
+            found = self._next()
+            if found is None:
+                return
+            self._seats.num_free -= 1
+            self._num_tasks += 1
+            self._group.create_task(self._work(*found))
+
+    def _next(self) -> tuple[Lane, int] | None:
+        found = self._lanes.next(self._loop.time())
+        moment = self._lanes.next_moment()
+        if self._seats.num_free and moment is not None and (self._alarm is None or self._alarm.when() > moment):
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(moment, self._ring)
+        return found
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._fill()
+
+    async def _work(self, lane: Lane, position: int) -> None:
+        found: tuple[Lane, int] | None = (lane, position)
+        try:
+            while found is not None:
+                await self._visit(*found)
+                found = None if self._seats.is_wanted else self._next()
+        except BaseException:
+            self._stop()
+            raise
+        self._num_tasks -= 1
+        self._seats.leave()
+
+    async def _visit(self, lane: Lane, position: int) -> None:
+        fetched = await self._fetcher.fetch(self._urls[position], self._seats)
+        if fetched.num_attempts:  # else it says nothing about the network
+            self._health.record(fetched.reason)
+        handled = self._on_result(position, fetched)
+        if handled is not None:
+            await handled
+        self._lanes.finished(lane)
+        self._num_left -= 1
+        if not self._num_left:
+            self._finished.set_result(None)
 
 
 def _host(url: str) -> str:
-    try:
-        return parse_url(url).host or ""
-    except FetchFault:
-        return ""
+    """The host of `url`, or nearly: it only says which URLs wait together."""
+    found = _HOST.match(url)
+    return found[1].lower() if found else ""
 
 
 def _clean(text: str | None) -> str | None:

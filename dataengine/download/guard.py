@@ -1,115 +1,128 @@
-"""Decides which network addresses a downloader may connect to.
+"""Decides which addresses and ports a downloader may connect to.
 
-URL lists are hostile, and workers sit next to cloud metadata services and private networks. In goes a host
-name or an address; out come addresses that are public without doubt, or BlockedAddress. Every answer of DNS
-is checked and the checked answer is the one connected to, so a name cannot change its mind in between.
-Nothing here knows about HTTP.
+URL lists are hostile, and workers sit next to cloud metadata services and private networks. In goes a host as a
+URL names it, or an address as DNS gives it; out comes silence, or BlockedAddress or BlockedPort. What is decided
+here: that an address must be public without doubt, and which hosts the config exempts from that. Nothing here
+asks DNS, connects, or knows about HTTP.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
-# What ipaddress calls global although a packet sent there can end at home.
-_REFUSED = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "168.63.129.16/32",  # Azure's metadata wire server
-        "192.0.0.0/24",  # protocol assignments, among them Oracle's metadata service
-        "::/96",  # IPv4-compatible
-        "64:ff9b::/96",  # NAT64: any IPv4 address, loopback and metadata included
-        "64:ff9b:1::/48",
-        "2001::/32",  # Teredo
-        "2002::/16",  # 6to4
-        "fec0::/10",  # site-local
-    )
+if TYPE_CHECKING:
+    from dataengine.config.download import GuardConfig
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# What IANA's registries of special-purpose addresses hold, and what clouds serve themselves on.
+_REFUSED = (
+    "0.0.0.0/8",  # this host
+    "10.0.0.0/8",
+    "100.64.0.0/10",  # carrier-grade NAT, among them Alibaba's metadata service
+    "127.0.0.0/8",
+    "168.63.129.16/32",  # Azure's wire server; Python calls it global
+    "169.254.0.0/16",  # link-local, among them the metadata services of most clouds
+    "172.16.0.0/12",
+    "192.0.0.0/24",  # protocol assignments, among them Oracle's metadata service
+    "192.0.2.0/24",
+    "192.88.99.0/24",  # relays of 6to4
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",  # multicast; Python calls it global
+    "240.0.0.0/4",  # reserved, and broadcast
+    "2001::/23",  # Teredo, ORCHID and other protocols
+    "2001:db8::/32",
+    "2002::/16",  # 6to4 reaches any IPv4 address
+    "3fff::/20",
 )
-_DNS_THREADS = 32  # getaddrinfo blocks for seconds on dead names; asyncio's own pool has a few threads per core
+# All of IPv6 that is handed out. NAT64, IPv4-compatible, link-local, site-local, unique local and multicast
+# addresses lie outside, whatever the Python at hand says of them.
+_UNICAST_V6 = ipaddress.ip_network("2000::/3")
 
 
 class BlockedAddress(Exception):
     """A URL leads to an address that is not public."""
 
 
-def refused(address: str) -> bool:
-    """Whether `address` is anything but a public unicast IPv4 or IPv6 address in canonical text."""
+class BlockedPort(Exception):
+    """A URL names a port that the config does not allow."""
+
+
+def refused(address: str, deny_networks: Sequence[str] = ()) -> bool:
+    """Whether `address` is anything but a public unicast IPv4 or IPv6 address outside `deny_networks` (CIDR).
+
+    `address` is canonical text, as DNS look-ups give it; other spellings, and addresses with a zone, are refused.
+    An IPv4-mapped address is what it maps (RFC 4291, 2.5.5.2).
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return True
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped
-    if not parsed.is_global or parsed.is_multicast or parsed.is_reserved:
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    target = mapped or parsed
+    if "%" in address or not target.is_global or (target.version == 6 and target not in _UNICAST_V6):
         return True
-    return any(parsed in network for network in _REFUSED if network.version == parsed.version)
+    return any(each in network for network in _networks(tuple(deny_networks)) for each in (target, parsed))
 
 
-def check_literal(host: str) -> None:
+def canonical_host(host: str) -> str:
+    """`host` in the form in which hosts are compared: lower case, IDNA, without a trailing dot or brackets."""
+    name = host.strip("[]").rstrip(".")
+    if name.isascii() and ":" not in name:
+        return name.lower()
+    try:
+        return (URL.build(scheme="http", host=name).raw_host or "").rstrip(".")
+    except ValueError:
+        return name.lower()  # no URL spells such a host, so it equals none
+
+
+def literal_address(host: str) -> str | None:
+    """The address that `host` spells itself, in any form that libc understands; None when it is a name."""
+    if ":" in host:
+        return host
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))  # understands 127.1, 0x7f.1 and 2130706433
+    except (OSError, ValueError):
+        return None
+
+
+def is_exempt(host: str, guard: GuardConfig) -> bool:
+    """Whether the config excuses `host` from the checks of address and port, by `allow_hosts` or `hosts`.
+
+    An address in `hosts` excuses nothing: HTTP clients connect to it without asking where it is mapped to.
+    """
+    name = canonical_host(host)
+    if any(name == canonical_host(allowed) for allowed in guard.allow_hosts):
+        return True
+    return literal_address(name) is None and any(name == canonical_host(mapped) for mapped in guard.hosts)
+
+
+def check_literal(host: str, guard: GuardConfig) -> None:
     """Raises BlockedAddress when `host` spells a refused address itself, in any form that libc understands.
 
     HTTP clients connect to spelled-out addresses without asking a resolver, so this has to be asked as well.
     """
-    address = host
-    if ":" not in host:
-        try:
-            address = socket.inet_ntoa(socket.inet_aton(host))  # understands 127.1, 0x7f.1 and 2130706433
-        except (OSError, UnicodeError):
-            return
-    if refused(address):
-        raise BlockedAddress(f"{host} is not a public address")
+    address = literal_address(host.rstrip("."))
+    if address is not None and refused(address, guard.deny_networks) and not is_exempt(host, guard):
+        raise BlockedAddress(f"{host} is not a public address; if it is yours, add it to download.guard.allow_hosts")
 
 
-class GuardedResolver(AbstractResolver):
-    """Resolves names to public addresses only; names in `hosts` go to their "address:port" unchecked."""
-
-    def __init__(self, hosts: Mapping[str, str]) -> None:
-        self._hosts = {name.lower(): _split_port(target) for name, target in hosts.items()}
-        self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="dns")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Every address of `host`.
-
-        Raises OSError when DNS has none, BlockedAddress when any of them is refused: a name that leads to a
-        public and a private address is an attack or a mistake.
-        """
-        name = host.rstrip(".").lower()
-        if name in self._hosts:
-            return await self._look_up(*self._hosts[name], family)
-        found = await self._look_up(host, port, family)
-        blocked = [result["host"] for result in found if refused(result["host"])]
-        if blocked:
-            raise BlockedAddress(f"{host} leads to {blocked[0]}, which is not a public address")
-        return found
-
-    async def _look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        try:
-            answers = await loop.run_in_executor(
-                self._threads, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM
-            )
-        except ValueError as error:  # a label is empty or too long
-            raise OSError(f"{host!r} cannot be a host name") from error
-        return [
-            ResolveResult(
-                hostname=host, host=str(address[0]), port=port, family=family, proto=proto,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for family, _, proto, _, address in answers
-        ]  # fmt: skip
-
-    async def close(self) -> None:
-        """Gives the threads back; look-ups under way end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+def check_port(host: str, port: int | None, guard: GuardConfig) -> None:
+    """Raises BlockedPort when `port` is not one that `host` may be asked on."""
+    if port not in guard.allow_ports and not is_exempt(host, guard):
+        allowed = ", ".join(map(str, guard.allow_ports))
+        raise BlockedPort(f"{host}:{port}: wanted port {allowed}; others are added to download.guard.allow_ports")
 
 
-def _split_port(target: str) -> tuple[str, int]:
-    address, _, port = target.rpartition(":")
-    return address.strip("[]"), int(port)
+@lru_cache(maxsize=16)  # a config has one list; parsing it costs microseconds a network
+def _networks(deny_networks: tuple[str, ...]) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(network) for network in _REFUSED + deny_networks)

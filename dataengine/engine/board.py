@@ -5,10 +5,10 @@ Everything on it is read from commits, so a new driver sees what the last one le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dataengine.contract import Inputs, Need, PlanContext, Step, WholeUnit
+from dataengine.contract import AGAIN, Inputs, Need, PlanContext, Step, WholeUnit
 from dataengine.errors import InputError, StorageError
 from dataengine.storage.rundir import Commit, Part, Plan, RunDirectory, UnitDirectory
 
@@ -36,6 +36,8 @@ class StepState:
     waiting: dict[str, Part] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     """Waiting parts of which a need was met since they were last looked at: looking at all would be quadratic."""
+    again: dict[str, Commit] = field(default_factory=dict)
+    """Parts that are done again, by the commit that each is done on top of."""
     complete_path: str | None = None
     problem: str | None = None
     """Why its inputs cannot be planned; only a board that is not stored goes on without them."""
@@ -150,7 +152,7 @@ class Board(PlanContext):
         if not stored:
             return None
         reads = part_reads(part, inputs)
-        return next((commit for commit in reversed(stored) if commit.reads == reads), None)
+        return next((commit for commit in reversed(stored) if _fits(commit.reads, reads)), None)
 
     def inputs(self, step: Step, part: Part) -> Inputs | None:
         """What `part` would read; None while something that it needs is not committed."""
@@ -166,7 +168,23 @@ class Board(PlanContext):
                 by_part[need.step] = state.done[part.name]
             else:
                 return None
-        return Inputs(self.root, by_part, whole)
+        last = self.states[step.name].again.get(part.name)
+        return Inputs(self.root, by_part if last is None else {**by_part, AGAIN: last}, whole)
+
+    def repeat(self, step: Step, names: Iterable[str]) -> None:
+        """Do parts of a complete step again with `step` in its place, each on top of its last commit.
+
+        Parts that an interrupted repetition finished already are found, not done a third time.
+        """
+        state = self.states[step.name]
+        assert state.plan is not None
+        parts = {part.name: part for part in state.plan.parts}
+        state.step, state.complete_path = step, None
+        state.stored = state.directory.load_commits()
+        for name in names:
+            state.again[name] = state.done.pop(name)
+            state.waiting[name] = parts[name]
+            state.touched.add(name)
 
     def _close(self, state: StepState) -> None:
         assert state.plan is not None
@@ -199,6 +217,13 @@ class Board(PlanContext):
             raise StorageError(
                 f"{self.root.url}: no part of {', '.join(stuck)} can start; the run directory is incomplete"
             )
+
+
+def _fits(stored: Mapping[str, str], reads: Mapping[str, str]) -> bool:
+    """Whether a commit that read `stored` is one of what reads `reads`: also when it was done again since."""
+    if AGAIN in reads:
+        return stored == reads
+    return {name: content for name, content in stored.items() if name != AGAIN} == reads
 
 
 def part_reads(part: Part, inputs: Inputs) -> dict[str, str]:

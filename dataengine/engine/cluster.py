@@ -6,24 +6,28 @@ it exist is its commit, so a half-dead attempt does no harm.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.experimental import internal_kv
 
 from dataengine.contract import Machine
 from dataengine.engine.board import Job
-from dataengine.engine.worker import Outcome, run_job
+from dataengine.engine.worker import Outcome, Report, run_job, unwatched
 from dataengine.errors import ConfigError, TryAgainError
 
 # Jobs queued at Ray beyond those that run, so that a worker never waits for the driver.
 _QUEUE_AHEAD = 1
+_NOTES = b"dataengine"
+_NOTE_SECONDS = 2.0
 
 
 def connect(address: str | None) -> bool:
@@ -54,9 +58,11 @@ class _Pool:
 class RayExecutor:
     """Submits jobs to Ray within each stage's number of workers."""
 
-    def __init__(self, machines: dict[str, Machine], task_retries: int) -> None:
+    def __init__(self, machines: dict[str, Machine], task_retries: int, report: Report = unwatched) -> None:
         self._machines = machines
         self._retries = task_retries
+        self._report = report
+        self._next_look = 0.0
         self._jobs: dict[Any, tuple[Job, int, Any]] = {}
         self._pools: dict[str, _Pool] = {}
 
@@ -71,7 +77,8 @@ class RayExecutor:
         self._start(job, attempts=1)
 
     def _start(self, job: Job, attempts: int) -> None:
-        machine = self._machines[job.step.stage]
+        internal_kv._internal_kv_del(_place(job), namespace=_NOTES)  # what an earlier driver's attempt left
+        machine = replace(self._machines[job.step.stage], report=_Note(_place(job)))
         if job.step.stateful:
             actor = self._take_actor(job.step.stage, machine)
             handle = actor.run.remote(job, machine)
@@ -90,6 +97,7 @@ class RayExecutor:
     def wait(self, seconds: float) -> Outcome | None:
         """The next outcome, or None when none came in time. Raises TryAgainError when a part's workers keep dying."""
         done, _ = ray.wait(list(self._jobs), num_returns=1, timeout=seconds)
+        self._read_notes()
         if not done:
             return None
         job, attempts, actor = self._jobs.pop(done[0])
@@ -103,6 +111,15 @@ class RayExecutor:
         if actor is not None:
             self._pools[job.step.stage].idle.append(actor)
         return outcome
+
+    def _read_notes(self) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        for job, _, _ in self._jobs.values():
+            note = internal_kv._internal_kv_get(_place(job), namespace=_NOTES)
+            if note is not None:
+                self._report(job, json.loads(note))
+        self._next_look = time.monotonic() + _NOTE_SECONDS
 
     def _retry(self, job: Job, attempts: int, error: RayError) -> None:
         if attempts > self._retries:
@@ -130,6 +147,23 @@ class RayExecutor:
                 ray.kill(actor)
         self._jobs.clear()
         self._pools.clear()
+
+
+@dataclass(frozen=True)
+class _Note:
+    """Leaves what a part reports where the driver looks: in the key-value store that every Ray cluster has.
+
+    An actor to collect reports would cost a process of 100 MB.
+    """
+
+    place: bytes
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        internal_kv._internal_kv_put(self.place, json.dumps(metrics).encode(), overwrite=True, namespace=_NOTES)
+
+
+def _place(job: Job) -> bytes:
+    return f"{job.directory.path} {job.part.name}".encode()
 
 
 class _Worker:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import time
 import traceback
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dataengine.contract import Machine, Outputs
 from dataengine.engine.board import Job, part_reads
 from dataengine.errors import DataEngineError, PartError
 from dataengine.storage.rundir import Commit
+
+Report = Callable[[Job, Mapping[str, Any]], None]
+"""Somebody who is told how far a job under way is, in the metrics of its stage."""
+
+
+def unwatched(job: Job, metrics: Mapping[str, Any]) -> None:
+    """The report of a run that nobody watches."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Selection:
 def select(rows: pl.DataFrame, classes: pa.Table, edges: pa.Table, config: SelectConfig, seed: int) -> Selection:
     """One SELECTION row per candidate.
 
-    `rows` has a row per candidate: key, source, caption, status and reason of SAMPLE, score_status of SCORE
+    `rows` has a row per candidate: key, source, caption, status, reason and detail of SAMPLE, score_status of SCORE
     (null when not scored), and every column that rules and `prefer` name. Raises ConfigError when a rule, a
     preference or the balance does not fit these columns and rows.
     """
@@ -93,6 +93,7 @@ def _failed(candidates: pl.DataFrame) -> pl.DataFrame:
         "row",
         stage=pl.when(downloaded).then(pl.lit("score")).otherwise(pl.lit("download")),
         reason=pl.when(downloaded).then(pl.col("score_status").fill_null("missing")).otherwise("reason"),
+        rule_value=pl.when(~downloaded).then("detail"),
     )
 
 

@@ -21,7 +21,7 @@ from dataengine.storage.rundir import Part, Plan
 
 _CANDIDATE_COLUMNS = ["key", "num_rows", "source", "url", "caption"]
 _SAMPLE_COLUMNS = [name for name in SAMPLE.arrow.names if name not in {"key", *(field.name for field in LOCATION)}]
-_ALWAYS = ("key", "source", "caption", "status", "reason", "score_status")
+_ALWAYS = ("key", "source", "caption", "status", "reason", "detail", "score_status")
 
 
 def rule_schema(scores: Mapping[str, TableSchema]) -> pa.Schema:
@@ -60,7 +60,7 @@ class Select(Step):
     """Decides over every candidate at once: rules, survivors, balance."""
 
     stage: ClassVar[str] = "select"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sources: tuple[str, ...]
     scores: tuple[tuple[str, TableSchema], ...]
     config: SelectConfig

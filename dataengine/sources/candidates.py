@@ -1,13 +1,13 @@
 """Candidates of a URL source: blocks of foreign text columns in, CANDIDATE rows out.
 
-`route_rows` gives every input row a key, `deal_rows` deals rows out by key, and `merge_rows` makes one
-candidate of all rows that share a key. What is wrong with a row becomes its `fault`; no row is dropped. It
-knows no files.
+`route_rows` gives every input row a key, `deal_rows` deals rows out to buckets by key, `rows_of_range` picks those of
+one range, and `merge_rows` makes one candidate of all rows that share a key. What is wrong with a row becomes its
+`fault` and `detail`; no row is dropped. It knows no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -28,7 +28,7 @@ ROUTED = TableSchema(
             column("position", pa.int64(), "place of the row among all rows of its source"),
             *(
                 CANDIDATE.arrow.field(name)
-                for name in ("key", "url", "caption", "captions", "extra", "expected_sha256", "fault")
+                for name in ("key", "url", "caption", "captions", "extra", "expected_hash", "fault", "detail")
             ),
         ]
     ),
@@ -37,13 +37,18 @@ ROUTED = TableSchema(
 
 # Scheme, user name if any, host, port if any, the rest. U+FFFD stands for bytes that were no UTF-8.
 _HTTP_URL = "^(?i:https?)://([^/?#@\\s]*@)?(\\[[^/\\]]+\\]|[^/?#@:\\s\ufffd]+)(:[0-9]*)?([/?#][^\ufffd]*)?$"
-_SHA256 = "^[0-9a-f]{64}$"
+_HASH = "^([0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})$"  # MD5, SHA-1, SHA-256
+
+MAX_DETAIL_CHARS = 120
+"""Of what a stranger wrote and a `detail` quotes."""
+
+_MAX_BUCKETS = 256  # 10,000 row groups are a footer of 13 MB and 130 ms, met once per range and file; 256 are 3 ms
 
 
 def columns_of(config: TableSource, format: str) -> list[str]:
     """The columns to read from a file of `format`, URL first, each once; TXT files have no caption column."""
     captions = [] if format == "txt" or config.caption_column is None else [config.caption_column]
-    hashes = [] if config.sha256_column is None else [config.sha256_column]
+    hashes = [] if config.hash_column is None else [config.hash_column]
     return list(
         dict.fromkeys([config.url_column, *captions, *config.caption_columns.values(), *hashes, *config.passthrough])
     )
@@ -53,12 +58,13 @@ def route_rows(table: pa.Table, source: str, config: TableSource, first_position
     """ROUTED rows of a block that `read_columns` gave, one per input row, in input order.
 
     The rows take the positions from `first_position` on. Faults: `bad_row` (MALFORMED; each has a key of its
-    own), `bad_url` (not http(s)://host), `bad_hash` (the expected hash is not 64 hex characters).
+    own), `bad_url` (not http(s)://host), `bad_hash` (the expected hash is not 32, 40 or 64 hex characters).
     """
     positions = np.arange(first_position, first_position + len(table), dtype=np.int64)
     malformed = table.column(MALFORMED).combine_chunks()
     urls = _texts(table, config.url_column, "")
-    expected = _expected_sha256(table, config.sha256_column)
+    expected = _expected_hash(table, config.hash_column)
+    faults, details = _faults(malformed, urls, expected)
     return ROUTED.table(
         {
             "position": pa.array(positions),
@@ -67,18 +73,43 @@ def route_rows(table: pa.Table, source: str, config: TableSource, first_position
             "caption": _texts(table, config.caption_column, ""),
             "captions": _named_texts(table, config.caption_columns, is_empty_kept=False),
             "extra": _named_texts(table, {name: name for name in config.passthrough}, is_empty_kept=True),
-            "expected_sha256": expected,
-            "fault": _faults(urls, malformed, expected),
+            "expected_hash": expected,
+            "fault": faults,
+            "detail": details,
         }
     )
 
 
+def batched(tables: Iterable[pa.Table], max_rows: int, max_bytes: int) -> Iterator[pa.Table]:
+    """`tables` one after the other in batches that end with the table that reaches `max_rows` or `max_bytes`."""
+    batch: list[pa.Table] = []
+    for table in tables:
+        batch.append(table)
+        if sum(map(len, batch)) >= max_rows or sum(item.nbytes for item in batch) >= max_bytes:
+            yield pa.concat_tables(batch)
+            batch = []
+    if batch:
+        yield pa.concat_tables(batch)
+
+
+def bucket_width(num_ranges: int) -> int:
+    """Ranges of keys that share a bucket: range `i` lies in bucket `i // bucket_width(num_ranges)`."""
+    return -(-num_ranges // _MAX_BUCKETS)
+
+
 def deal_rows(routed: pa.Table, num_ranges: int) -> list[pa.Table]:
-    """The rows of each of `num_ranges` equal ranges of keys, in the order they came in."""
-    ranges = key_ranges(routed.column("key"), num_ranges)
-    dealt = routed.take(pa.array(np.argsort(ranges, kind="stable")))
-    bounds = np.searchsorted(np.sort(ranges), np.arange(num_ranges + 1))
+    """The rows of each bucket of `num_ranges` equal ranges of keys, in the order they came in."""
+    ranges = [key_ranges(keys, num_ranges) for keys in routed.column("key").chunks]  # a key in Python takes 80 bytes
+    buckets = np.concatenate([np.empty(0, np.int64), *ranges]) // bucket_width(num_ranges)
+    dealt = routed.take(pa.array(np.argsort(buckets, kind="stable")))
+    num_buckets = -(-num_ranges // bucket_width(num_ranges))
+    bounds = np.searchsorted(np.sort(buckets), np.arange(num_buckets + 1))
     return [dealt.slice(begin, end - begin) for begin, end in pairwise(bounds.tolist())]
+
+
+def rows_of_range(routed: pa.Table, number: int, num_ranges: int) -> pa.Table:
+    """Those rows of a bucket whose key lies in range `number` of `num_ranges`."""
+    return routed.filter(pa.array(key_ranges(routed.column("key"), num_ranges) == number))
 
 
 def merge_rows(routed: pa.Table, source: str) -> pa.Table:
@@ -98,7 +129,10 @@ def merge_rows(routed: pa.Table, source: str) -> pa.Table:
     nothing = pa.nulls(len(first))
     return CANDIDATE.table(
         {
-            **{name: first.column(name) for name in ("key", "url", "caption", "extra", "expected_sha256", "fault")},
+            **{
+                name: first.column(name)
+                for name in ("key", "url", "caption", "extra", "expected_hash", "fault", "detail")
+            },
             "num_rows": np.diff(starts, append=len(rows)),
             "source": pa.repeat(source, len(first)),
             "captions": _with_further(first, _further_captions(rows.column("caption"), is_first)),
@@ -111,7 +145,7 @@ def merge_rows(routed: pa.Table, source: str) -> pa.Table:
 
 def _identities(urls: pa.Array, malformed: pa.Array, positions: NDArray[np.int64]) -> list[str]:
     identities: list[str] = urls.to_pylist()
-    for row in np.flatnonzero(malformed.to_numpy(zero_copy_only=False)):
+    for row in np.flatnonzero(malformed.is_valid().to_numpy(zero_copy_only=False)):
         identities[row] = f"\0row:{positions[row]}"
     return identities
 
@@ -122,16 +156,20 @@ def _texts(table: pa.Table, name: str | None, missing: str) -> pa.Array:
     return pc.fill_null(table.column(name).combine_chunks(), missing)
 
 
-def _expected_sha256(table: pa.Table, name: str | None) -> pa.Array:
+def _expected_hash(table: pa.Table, name: str | None) -> pa.Array:
     hashes = pc.utf8_lower(pc.utf8_trim_whitespace(_texts(table, name, "")))
     return pc.if_else(pc.equal(hashes, ""), pa.scalar(None, pa.string()), hashes)
 
 
-def _faults(urls: pa.Array, malformed: pa.Array, expected: pa.Array) -> pa.Array:
+def _faults(malformed: pa.Array, urls: pa.Array, expected: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """`fault` and `detail` of each row: where it could not be read, or the text that is wrong."""
     bad_url = pc.invert(pc.match_substring_regex(urls, _HTTP_URL))
-    bad_hash = pc.fill_null(pc.invert(pc.match_substring_regex(expected, _SHA256)), False)
-    conditions = pc.make_struct(malformed, bad_url, bad_hash)
-    return pc.case_when(conditions, *(pa.scalar(fault) for fault in ("bad_row", "bad_url", "bad_hash")))
+    bad_hash = pc.fill_null(pc.invert(pc.match_substring_regex(expected, _HASH)), False)
+    conditions = pc.make_struct(malformed.is_valid(), bad_url, bad_hash)
+    shown = pc.if_else(pc.equal(urls, ""), "(empty)", pc.utf8_slice_codeunits(urls, 0, MAX_DETAIL_CHARS))
+    details = malformed, shown, pc.utf8_slice_codeunits(expected, 0, MAX_DETAIL_CHARS)
+    faults = (pa.scalar(fault) for fault in ("bad_row", "bad_url", "bad_hash"))
+    return pc.case_when(conditions, *faults), pc.case_when(conditions, *details)
 
 
 def _named_texts(table: pa.Table, columns: Mapping[str, str], *, is_empty_kept: bool) -> pa.MapArray:

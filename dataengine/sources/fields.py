@@ -1,11 +1,13 @@
 """Foreign values as text: one JSON object or Python value in, clean Unicode out.
 
-What arrives here was written by strangers: objects that do not parse are None, lone surrogates become U+FFFD.
+What arrives here was written by strangers: objects that do not parse are None, lone surrogates become U+FFFD, and a
+row that cannot be used is a text that says why.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 
 def parse_object(text: str | bytes) -> dict[str, object] | None:
@@ -20,6 +22,17 @@ def parse_object(text: str | bytes) -> dict[str, object] | None:
 def is_nested(value: object) -> bool:
     """Whether a JSON value is a list or an object."""
     return isinstance(value, list | dict)
+
+
+def flat_fields(value: object, names: Sequence[str]) -> list[str | None] | str:
+    """Fields `names` of a JSON object as text, null where it lacks one; what is wrong with `value` otherwise."""
+    if not isinstance(value, dict):
+        return "no JSON object"
+    fields = [value.get(name) for name in names]
+    for name, field in zip(names, fields, strict=True):
+        if is_nested(field):
+            return f"field {name!r} is a list or an object, wanted text"
+    return [text_of(field) for field in fields]
 
 
 def text_of(value: object) -> str | None:

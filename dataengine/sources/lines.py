@@ -1,9 +1,9 @@
 """Line-based tables: a byte stream of CSV, TSV, JSONL or TXT in, one row of text per record out.
 
-Strangers write these files, so no line is trusted: a record that cannot be read is None, in its place, and
-the next line is tried afresh. Rows are parsed one at a time because columnar readers give up the whole file
-at the first unclosed quote or broken object; microseconds a row are little beside fetching its image. Invalid
-UTF-8 becomes U+FFFD. It knows no tables and no files.
+Strangers write these files, so no line is trusted: a record that cannot be read is a text that says where and
+why, in its place, and the next line is tried afresh. Rows are parsed one at a time because columnar readers give
+up the whole file at the first unclosed quote or broken object; microseconds a row are little beside fetching its
+image. Invalid UTF-8 becomes U+FFFD. It knows no tables and no files.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from dataengine.sources.fields import is_nested, parse_object, text_of
+from dataengine.sources.fields import flat_fields, parse_object
 
 MAX_RECORD_BYTES = 2**20
 """A longer line or record is malformed: what runs on for a megabyte is no caption but an unclosed quote."""
 
-Row = list[str | None]
+Row = list[str | None] | str
+"""The wanted fields; or, of a record that cannot be read, its first line (from 1) and what is wrong with it."""
+
+_TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes"
+_UNCLOSED = "a quote is never closed"
 
 _BOM = "\ufeff"
 
@@ -37,10 +41,11 @@ def text_lines(stream: BinaryIO) -> Iterator[str | None]:
         is_first = False
 
 
-def csv_records(lines: Iterator[str | None], delimiter: str) -> Iterator[list[str] | None]:
-    """The records of RFC 4180 text, None for each that cannot be read; blank lines are no records.
+def csv_records(lines: Iterator[str | None], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """The first line and the fields of each record of RFC 4180 text; what is wrong in place of fields otherwise.
 
-    A quote that is never closed spoils only the line it stands on: the lines it swallowed are read again.
+    Blank lines are no records. A quote that is never closed spoils only the line it stands on: the lines it swallowed
+    are read again.
     """
     feed = _Feed(lines)
     reader = csv.reader(feed, delimiter=delimiter)
@@ -50,48 +55,51 @@ def csv_records(lines: Iterator[str | None], delimiter: str) -> Iterator[list[st
             record = next(reader)
         except StopIteration:
             return
-        except (_Torn, csv.Error):
+        except (_Torn, csv.Error) as error:
+            line = feed.first_line
             feed.give_back()
             reader = csv.reader(feed, delimiter=delimiter)
-            yield None
+            yield line, str(error)
         else:
             if record:
-                yield record
+                yield feed.first_line, record
 
 
-def csv_rows(records: Iterator[list[str] | None], num_fields: int, wanted: Sequence[int]) -> Iterator[Row | None]:
-    """Fields number `wanted` of each record; None for a record of more or fewer than `num_fields` fields."""
-    for record in records:
-        is_sound = record is not None and len(record) == num_fields
-        yield [record[position] for position in wanted] if record is not None and is_sound else None
+def csv_rows(records: Iterator[tuple[int, list[str] | str]], num_fields: int, wanted: Sequence[int]) -> Iterator[Row]:
+    """Fields number `wanted` of each record; one of more or fewer than `num_fields` fields is malformed."""
+    for line, record in records:
+        if isinstance(record, str):
+            yield f"line {line}: {record}"
+        elif len(record) != num_fields:
+            yield f"line {line}: {len(record)} fields, wanted {num_fields}"
+        else:
+            yield [record[position] for position in wanted]
 
 
-def json_rows(lines: Iterator[str | None], names: Sequence[str]) -> Iterator[Row | None]:
-    """Fields `names` of each JSON object, null where it lacks one; None for a line that is no object.
+def json_rows(lines: Iterator[str | None], names: Sequence[str]) -> Iterator[Row]:
+    """Fields `names` of each JSON object, null where it lacks one; blank lines are no rows.
 
-    An object whose wanted field is a list or an object is malformed too. Blank lines are no rows.
+    A line that is no object, or whose wanted field is a list or an object, is malformed.
     """
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         if line is None:
-            yield None
+            yield f"line {number}: {_TOO_LONG}"
         elif line.strip():
-            values = parse_object(line)
-            fields = [] if values is None else [values.get(name) for name in names]
-            is_broken = values is None or any(map(is_nested, fields))
-            yield None if is_broken else [text_of(field) for field in fields]
+            fields = flat_fields(parse_object(line), names)
+            yield f"line {number}: {fields}" if isinstance(fields, str) else fields
 
 
-def text_rows(lines: Iterator[str | None]) -> Iterator[Row | None]:
+def text_rows(lines: Iterator[str | None]) -> Iterator[Row]:
     """One field per line, its end dropped; blank lines are no rows."""
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         if line is None:
-            yield None
+            yield f"line {number}: {_TOO_LONG}"
         elif line.strip():
             yield [line.rstrip("\r\n")]
 
 
 class _Torn(Exception):
-    """The record in `_Feed.taken` has no end."""
+    """The record in `_Feed.taken` has no end; the message says why."""
 
 
 class _Feed:
@@ -102,6 +110,12 @@ class _Feed:
         self.pending: deque[str | None] = deque()
         self.taken: list[str | None] = []
         self.num_chars = 0
+        self.num_lines = 0
+
+    @property
+    def first_line(self) -> int:
+        """Number, from 1, of the first of `taken`."""
+        return self.num_lines - len(self.taken) + 1
 
     def __iter__(self) -> _Feed:
         return self
@@ -113,16 +127,18 @@ class _Feed:
             line = self.pending.popleft() if self.pending else next(self.lines)
         except StopIteration:
             if self.taken:
-                raise _Torn from None
+                raise _Torn(_UNCLOSED) from None
             raise
         self.taken.append(line)
+        self.num_lines += 1
         if line is None:
-            raise _Torn
+            raise _Torn(_TOO_LONG if len(self.taken) == 1 else _UNCLOSED)
         self.num_chars += len(line)
         if self.num_chars > MAX_RECORD_BYTES:
-            raise _Torn
+            raise _Torn(_UNCLOSED)
         return line
 
     def give_back(self) -> None:
         """Put all but the record's first line back in front."""
         self.pending.extendleft(reversed(self.taken[1:]))
+        self.num_lines -= len(self.taken) - 1

@@ -1,7 +1,8 @@
 """Parquet from strangers: an open file in, blocks of text columns out.
 
 The footer is checked before a page is read: its own size, its counts, and the size of the column chunks that
-are wanted. Only flat columns are taken, and every value becomes text. It knows no URLs or captions.
+are wanted. Pages are read one by one, so a row group may be of any size. Only flat columns are taken, and every value
+becomes text. It knows no URLs or captions.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataengine.errors import InputError
+from dataengine.sources.parquet_footer import FooterFault, read_chunks
 
 MAX_FOOTER_BYTES = 256 * 2**20
 MAX_CHUNK_BYTES = 4 * 2**30
 """Of one column in one row group, uncompressed; writers stay below 1 GiB for a whole row group."""
 
+_BUFFER_BYTES = 4 * 2**20  # of a column chunk; without it a whole chunk is read at once
 _MAGIC = b"PAR1"
 _TRAILER_BYTES = 8  # length of the footer, then the magic bytes
 
@@ -26,7 +29,7 @@ _TRAILER_BYTES = 8  # length of the footer, then the magic bytes
 def open_parquet(file: BinaryIO, path: str) -> pq.ParquetFile:
     """The Parquet file, its footer proven sane. Raises InputError naming `path` otherwise."""
     _check_trailer(file, path)
-    parquet = pq.ParquetFile(file, pre_buffer=False)
+    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     footer = parquet.metadata
     row_counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     if min(row_counts, default=0) < 0 or sum(row_counts) != footer.num_rows:
@@ -36,17 +39,40 @@ def open_parquet(file: BinaryIO, path: str) -> pq.ParquetFile:
     return parquet
 
 
-def text_columns(
-    parquet: pq.ParquetFile, path: str, columns: Sequence[str], block_rows: int
-) -> Iterator[list[pa.Array]]:
-    """Blocks of at most `block_rows` rows, one string array per column; the columns must exist.
+def cut_row_groups(footer: pq.FileMetaData, piece_rows: int) -> list[tuple[range, int]]:
+    """Runs of row groups in order, and their rows: at most `piece_rows`, or one row group. At least one run."""
+    runs = [(range(0), 0)]
+    for group in range(footer.num_row_groups):
+        groups, num_rows = runs[-1]
+        group_rows = footer.row_group(group).num_rows
+        if num_rows and num_rows + group_rows > piece_rows:
+            runs.append((range(group, group + 1), group_rows))
+        else:
+            runs[-1] = (range(groups.start, group + 1), num_rows + group_rows)
+    return runs
 
-    Raises InputError when a column is nested, named twice, or claims an absurd size.
+
+def text_columns(
+    file: BinaryIO,
+    parquet: pq.ParquetFile,
+    path: str,
+    columns: Sequence[str],
+    row_groups: Sequence[int],
+    block: tuple[int, int],
+) -> Iterator[list[pa.Array]]:
+    """Blocks of the rows of `row_groups`, one string array per column; the columns must exist.
+
+    A block is of at most `block` (rows, bytes), the bytes by the mean of its row group. Raises InputError when a
+    column is nested, named twice, or claims an absurd size.
     """
     for name in columns:
-        _check_column(parquet, path, name)
-    for batch in parquet.iter_batches(block_rows, columns=list(columns), use_threads=False):
-        yield [as_text(batch.column(name)) for name in columns]
+        _check_kind(parquet, path, name)
+    sizes = _unpacked_bytes(file, path, columns)
+    for group in row_groups:
+        num_rows = parquet.metadata.row_group(group).num_rows
+        block_rows = min(block[0], max(1, block[1] * num_rows // max(1, sizes[group])))
+        for batch in parquet.iter_batches(block_rows, [group], list(columns), use_threads=False):
+            yield [as_text(batch.column(name)) for name in columns]
 
 
 def as_text(values: pa.Array) -> pa.Array:
@@ -77,7 +103,7 @@ def _check_trailer(file: BinaryIO, path: str) -> None:
     file.seek(0)
 
 
-def _check_column(parquet: pq.ParquetFile, path: str, name: str) -> None:
+def _check_kind(parquet: pq.ParquetFile, path: str, name: str) -> None:
     if parquet.schema_arrow.names.count(name) != 1:
         raise InputError(
             f"{path}: column {name!r} stands {parquet.schema_arrow.names.count(name)} times; give it one name"
@@ -85,8 +111,17 @@ def _check_column(parquet: pq.ParquetFile, path: str, name: str) -> None:
     kind = parquet.schema_arrow.field(name).type
     if pa.types.is_nested(kind) or (isinstance(kind, pa.ExtensionType) and pa.types.is_nested(kind.storage_type)):
         raise InputError(f"{path}: column {name!r} is {kind}, wanted text or numbers; flatten it first")
-    leaf = [parquet.schema.column(number).path for number in range(len(parquet.schema))].index(name)
-    for group in range(parquet.metadata.num_row_groups):
-        chunk_bytes = parquet.metadata.row_group(group).column(leaf).total_uncompressed_size
-        if not 0 <= chunk_bytes <= MAX_CHUNK_BYTES:
-            raise InputError(f"{path}: column {name!r} claims {chunk_bytes} bytes in row group {group}; write it anew")
+
+
+def _unpacked_bytes(file: BinaryIO, path: str, columns: Sequence[str]) -> list[int]:
+    """What `columns` claim to unpack to, by row group, each proven sane."""
+    try:
+        groups = read_chunks(file)
+        for group, chunks in enumerate(groups):
+            for name in columns:
+                if chunks[name].unpacked_bytes > MAX_CHUNK_BYTES:
+                    claim = f"column {name!r} claims {chunks[name].unpacked_bytes} bytes in row group {group}"
+                    raise InputError(f"{path}: {claim}; write it anew")
+        return [sum(chunks[name].unpacked_bytes for name in columns) for chunks in groups]
+    except (FooterFault, KeyError) as error:
+        raise InputError(f"{path}: the footer contradicts itself: {error}; write it anew") from error

@@ -1,31 +1,43 @@
-"""The sources stage: input tables and tars become CANDIDATE parts.
+"""The sources stage, URL tables: input files become CANDIDATE parts.
 
-A URL table is an exchange: `<source>.scan` reads each input file and routes its rows by key range, `<source>` merges
-each range into one sorted part. Existing tars are indexed in place, one part a tar.
+A URL table is an exchange: `<source>.scan` reads each input file, or a run of row groups of one, and routes its rows
+by key range; `<source>` merges each range into one sorted part and counts its hosts. Images that are already there are
+the business of `in_place`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from dataengine.config.sources import TableSource, WebDatasetSource
+from dataengine.config.sources import TableSource
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
-from dataengine.errors import InputError
-from dataengine.schemas import CANDIDATE, LOCATION
-from dataengine.sources.candidates import ROUTED, columns_of, deal_rows, merge_rows, route_rows
-from dataengine.sources.files import expand_braces
-from dataengine.sources.tables import count_rows, read_columns, table_format
-from dataengine.sources.webdataset import index_candidates, read_samples
-from dataengine.storage.inputs import content_fingerprint, find_files, input_address, quick_fingerprint
+from dataengine.schemas import CANDIDATE
+from dataengine.sources.candidates import (
+    ROUTED,
+    batched,
+    bucket_width,
+    columns_of,
+    deal_rows,
+    merge_rows,
+    route_rows,
+    rows_of_range,
+)
+from dataengine.sources.hosts import HOSTS, count_hosts
+from dataengine.sources.in_place import content_sha256
+from dataengine.sources.tables import cut_table, file_name, read_columns, table_format
+from dataengine.storage.inputs import content_fingerprint, find_files
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.tables import parquet_bytes
+from dataengine.storage.store import Root
 
 _FILE_POSITIONS = 1 << 40  # input rows are numbered file by file; no file holds 2**40 rows
+# Routed rows are held in memory twice, and memory that is freed is not given back at once: five times this in all.
+_BATCH_ROWS = 2**20
+_BATCH_BYTES = 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class ScanTable(Step):
     """Reads the input files of a URL-table source and routes their rows to key ranges."""
 
     stage: ClassVar[str] = "sources"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: str
     config: TableSource
     part_rows: int
@@ -51,34 +63,57 @@ class ScanTable(Step):
 
     def plan(self, context: PlanContext) -> Plan:
         files = find_files(context.root, self.config.paths, f"sources.{self.source}.paths")
-        specs: list[dict[str, Any]] = []
-        for number, path in enumerate(files):
-            form, compression = table_format(path, self.config.format)
-            with context.root.open(path) as file:
-                num_rows = count_rows(file, path, form, compression)
-            reads = {"input": content_fingerprint(context.root, path)}
-            position = number * _FILE_POSITIONS
-            specs.append({"path": path, "first_position": position, "num_rows": num_rows, "reads": reads})
+        contents = {path: content_fingerprint(context.root, path) for path in files}
+        specs = [spec for number, path in enumerate(files) for spec in self._specs(context.root, path, number)]
         num_ranges = max(1, -(-sum(spec["num_rows"] for spec in specs) // self.part_rows))
         for spec in specs:
-            # Another file more or less deals the same rows to other ranges, so a commit holds for one number only.
             spec["num_ranges"] = num_ranges
-            spec["reads"]["num_ranges"] = str(num_ranges)
-        parts = (Part(f"part-{i:06d}", spec) for i, spec in enumerate(specs))
-        return Plan(tuple(parts), {spec["path"]: spec["reads"]["input"] for spec in specs})
+            spec["reads"] = {
+                "input": contents[spec["path"]],
+                # Another file more or less deals the same rows to other ranges, so a commit holds for one number only.
+                "num_ranges": str(num_ranges),
+                # The same content at another place is another piece; and details name the file.
+                "rows": f"{file_name(spec['path'])} {spec['first_position']}+{spec['num_rows']}",
+            }
+        return Plan(tuple(Part(f"part-{i:06d}", spec) for i, spec in enumerate(specs)), contents)
+
+    def _specs(self, root: Root, path: str, number: int) -> Iterator[dict[str, Any]]:
+        form, compression = table_format(path, self.config.format)
+        with root.open(path) as file:
+            pieces = cut_table(file, path, form, compression)
+        for piece in pieces:
+            groups = piece.row_groups
+            yield {
+                "path": path,
+                "first_position": number * _FILE_POSITIONS + piece.first_row,
+                "num_rows": piece.num_rows,
+                "row_groups": None if groups is None else [groups.start, groups.stop],
+            }
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        path, position, num_ranges = part.spec["path"], part.spec["first_position"], part.spec["num_ranges"]
+        path, row_groups = part.spec["path"], part.spec["row_groups"]
         form, compression = table_format(path, self.config.format)
-        routed: list[list[pa.Table]] = [[ROUTED.empty()] for _ in range(num_ranges)]
+        columns = columns_of(self.config, form)
         with inputs.root.open(path) as file:
-            for table in read_columns(file, path, form, compression, columns_of(self.config, form)):
-                rows = route_rows(table, self.source, self.config, position)
-                for pieces, piece in zip(routed, deal_rows(rows, num_ranges), strict=True):
-                    pieces.append(piece)
-                position += len(table)
-        outputs.rows_in = outputs.rows_out = position - part.spec["first_position"]
-        outputs.buckets("routed", ROUTED, [pa.concat_tables(pieces) for pieces in routed])
+            blocks = read_columns(file, path, form, compression, columns, row_groups and range(*row_groups))
+            routed = self._route(blocks, part.spec["first_position"])
+            for number, rows in enumerate(batched(routed, _BATCH_ROWS, _BATCH_BYTES)):
+                outputs.buckets(f"routed-{number:03d}", ROUTED, deal_rows(rows, part.spec["num_ranges"]))
+                outputs.rows_out += len(rows)
+        outputs.rows_in = outputs.rows_out
+
+    def _route(self, blocks: Iterable[pa.Table], position: int) -> Iterator[pa.Table]:
+        for block in blocks:
+            yield route_rows(block, self.source, self.config, position)
+            position += len(block)
+
+
+def input_urls(root: Root, path: str, config: TableSource) -> Iterator[pa.ChunkedArray]:
+    """The URLs of an input file, block by block. Raises InputError."""
+    form, compression = table_format(path, config.format)
+    with root.open(path) as file:
+        for block in read_columns(file, path, form, compression, [config.url_column], None):
+            yield block.column(config.url_column)
 
 
 @dataclass(frozen=True)
@@ -86,7 +121,7 @@ class MergeTable(Step):
     """Merges the rows of one key range into a sorted CANDIDATE part."""
 
     stage: ClassVar[str] = "sources"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: str
 
     @property
@@ -103,67 +138,16 @@ class MergeTable(Step):
     def plan(self, context: PlanContext) -> Plan:
         num_ranges = context.parts(f"sources/{self.source}.scan")[0].spec["num_ranges"]
         return Plan(
-            tuple(Part(f"part-{i:06d}", {"bucket": i}) for i in range(num_ranges)),
+            tuple(Part(f"part-{i:06d}", {"range": i, "num_ranges": num_ranges}) for i in range(num_ranges)),
             {"ranges": str(num_ranges)},
         )
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        routed = inputs.bucket(f"sources/{self.source}.scan", "routed", ROUTED, part.spec["bucket"])
+        number, num_ranges = part.spec["range"], part.spec["num_ranges"]
+        found = inputs.buckets(f"sources/{self.source}.scan", "routed-", ROUTED, number // bucket_width(num_ranges))
+        routed = pa.concat_tables([ROUTED.empty(), *(rows_of_range(rows, number, num_ranges) for rows in found)])
         outputs.rows_in = len(routed)
         table = merge_rows(routed, self.source)
         outputs.table("candidate", CANDIDATE, table)
-        outputs.facts["content_sha256"] = _content_sha256(table)
-
-
-@dataclass(frozen=True)
-class IndexTars(Step):
-    """Indexes existing tars: one CANDIDATE part a tar, its images located by offset and left where they are."""
-
-    stage: ClassVar[str] = "sources"
-    version: ClassVar[int] = 1
-    source: str
-    config: WebDatasetSource
-
-    @property
-    def unit(self) -> str:
-        return self.source
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return ()
-
-    def identity(self) -> Mapping[str, Any]:
-        return {"source": self.source, "config": self.config.identity()}
-
-    def plan(self, context: PlanContext) -> Plan:
-        patterns = [path for item in self.config.paths for path in expand_braces(input_address(context.root, item))]
-        tars = find_files(context.root, patterns, f"sources.{self.source}.paths")
-        shards = [path.rpartition("/")[2].removesuffix(".tar") for path in tars]
-        if len(set(shards)) != len(shards):
-            twice = next(name for name in shards if shards.count(name) > 1)
-            raise InputError(
-                f"sources.{self.source}.paths: two tars are called {twice}.tar, so their samples would share keys; "
-                f"rename one or make two sources of them"
-            )
-        parts, reads = [], {}
-        for i, (path, shard) in enumerate(zip(tars, shards, strict=True)):
-            reads[path] = quick_fingerprint(context.root, path)
-            # Keys hold the tar's name and locations its place, so a tar that was moved is indexed anew.
-            read = {"input": reads[path], "object": context.root.within(path)}
-            parts.append(Part(f"part-{i:06d}", {"path": path, "shard": shard, "reads": read}))
-        return Plan(tuple(parts), reads)
-
-    def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        path, shard = part.spec["path"], part.spec["shard"]
-        with inputs.root.open(path) as file:
-            samples = read_samples(file, path, self.config)
-            table = index_candidates(samples, self.source, shard, inputs.root.within(path), self.config)
-        outputs.rows_in = sum(table.column("num_rows").to_pylist())
-        outputs.table("candidate", CANDIDATE, table)
-        outputs.facts["content_sha256"] = _content_sha256(table)
-
-
-def _content_sha256(candidates: pa.Table) -> str:
-    """What tells candidates apart wherever their images lie: a dataset is the same after its tars were moved."""
-    content = candidates.drop_columns([field.name for field in LOCATION])
-    return hashlib.sha256(parquet_bytes(content)).hexdigest()
+        outputs.table("hosts", HOSTS, count_hosts(table.filter(pc.is_null(table.column("fault"))).column("url")))
+        outputs.facts["content_sha256"] = content_sha256(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
@@ -21,21 +21,28 @@ from dataengine.storage.tar import Member, TarFault, split_name, walk
 if TYPE_CHECKING:
     from dataengine.config.sources import WebDatasetSource
 
+Row = dict[str, Any]
+
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 MAX_CONTENT_BYTES = 8 * 2**20
 """Of a caption or metadata member; what lies beyond is not read."""
 
+MAX_DETAIL_CHARS = 200
+"""Of what a stranger wrote and a `detail` quotes: a member's name may be a megabyte long."""
+
 
 @dataclass
 class TarSample:
-    """Adjacent members of one key; `is_cut` when the tar broke before all that is wanted of it was seen."""
+    """Adjacent members of one key, the first at byte `offset`."""
 
     key: str
+    offset: int
     images: list[Member] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)
     """Extension → content, of the members that captions and metadata come from."""
     extensions: set[str] = field(default_factory=set)
-    is_cut: bool = False
+    cut: TarFault | None = None
+    """Where the tar broke, if that was before all that is wanted of the sample was seen."""
 
 
 def read_samples(file: BinaryIO, where: str, config: WebDatasetSource) -> Iterator[TarSample]:
@@ -44,19 +51,19 @@ def read_samples(file: BinaryIO, where: str, config: WebDatasetSource) -> Iterat
     A member name met twice in a row of one key begins a new sample. Of a tar that is corrupt or cut short,
     every sound sample comes first, then one of key "" that is cut and stands for whatever was lost.
     """
-    sample = TarSample("")
+    sample = TarSample("", 0)
     try:
         for member in walk(file, where):
             key, extension = _split(member.name, config)
             if key != sample.key or extension in sample.extensions:
                 yield from _named(sample)
-                sample = TarSample(key)
+                sample = TarSample(key, member.offset)
             _add(sample, extension, member, file, config)
-    except TarFault:
-        sample.is_cut = not (sample.images and _wanted(config) <= sample.contents.keys())
+    except TarFault as fault:
+        is_whole = sample.images and _wanted(config) <= sample.contents.keys()
+        sample.cut = None if is_whole else fault
         yield from _named(sample)
-        sample = TarSample("", is_cut=True)
-        yield sample
+        yield TarSample("", fault.offset, cut=fault)
     else:
         yield from _named(sample)
 
@@ -67,53 +74,77 @@ def index_candidates(
     """CANDIDATE rows of the tar at `object_url`, one per sample, sorted by key; the location is the image's.
 
     With two images, the first one counts. Faults: `corrupt_tar` (the sample is cut), `duplicate_member` (its
-    key was met before in this tar), `missing_image`, `bad_json` (caption or URL is wanted of no JSON object).
+    key was met before in this tar), `missing_image`, `bad_json` (caption or URL is wanted of no JSON object). The
+    detail names the tar by its file name, so that it is the same after the tar was moved.
     """
+    return candidate_table(tar_rows(samples, source, shard, object_url, config), source)
+
+
+def tar_rows(
+    samples: Iterable[TarSample], source: str, shard: str, object_url: str, config: WebDatasetSource
+) -> list[Row]:
+    """The rows of `index_candidates`, in the order of the tar."""
     occurrences: Counter[str] = Counter()
     rows = []
     for sample in samples:
         occurrence = occurrences[sample.key]
         occurrences[sample.key] += 1
-        key = member_key(source, shard, sample.key, occurrence)
-        rows.append(_row(sample, key, config, is_duplicate=occurrence > 0))
-    if not rows:
-        return CANDIDATE.empty()
+        row = _row(sample, shard, config, is_duplicate=occurrence > 0)
+        row["key"] = member_key(source, shard, sample.key, occurrence)
+        row["object"] = None if row["offset"] is None else object_url
+        rows.append(row)
+    return rows
+
+
+def candidate_table(rows: list[Row], source: str) -> pa.Table:
+    """CANDIDATE, sorted by key, of rows in place: dicts of what differs between them, each one input row."""
     rows.sort(key=lambda row: str(row["key"]))
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    nothing = [None] * len(rows)
-    constants = {"num_rows": [1] * len(rows), "source": [source] * len(rows), "expected_sha256": nothing}
-    objects = [None if offset is None else object_url for offset in columns["offset"]]
-    return CANDIDATE.table({**columns, **constants, "object": objects})
+    constants = {"num_rows": 1, "source": source, "expected_hash": None}
+    columns = {name: [row[name] for row in rows] for name in CANDIDATE.arrow.names if name not in constants}
+    return CANDIDATE.table({**columns, **{name: [value] * len(rows) for name, value in constants.items()}})
 
 
-def _row(sample: TarSample, key: str, config: WebDatasetSource, *, is_duplicate: bool) -> dict[str, object]:
-    """The columns of CANDIDATE that differ between the samples of a tar."""
+def _row(sample: TarSample, shard: str, config: WebDatasetSource, *, is_duplicate: bool) -> Row:
+    """The columns of CANDIDATE that the sample itself gives."""
     metadata = parse_object(sample.contents["json"]) if "json" in sample.contents else {}
     fields = metadata or {}
     named = ((name, _flat_text(fields, config.caption_fields[name])) for name in sorted(config.caption_fields))
     extra = ((name, text_of(fields.get(name))) for name in sorted(config.passthrough))
     image = sample.images[0] if sample.images else None
+    fault, detail = _fault(sample, shard, config, is_duplicate=is_duplicate, is_json_sound=metadata is not None)
     return {
-        "key": key,
         "url": _flat_text(fields, config.url_field),
         "caption": _caption(sample, fields, config),
         "captions": [(name, text) for name, text in named if text],
         "extra": [(name, text) for name, text in extra if text is not None],
-        "fault": _fault(sample, config, is_duplicate=is_duplicate, is_json_sound=metadata is not None),
+        "fault": fault,
+        "detail": detail,
         "offset": image.offset if image else None,
         "nbytes": image.nbytes if image else None,
     }
 
 
-def _fault(sample: TarSample, config: WebDatasetSource, *, is_duplicate: bool, is_json_sound: bool) -> str | None:
-    if sample.is_cut:
-        return "corrupt_tar"
+def _fault(
+    sample: TarSample, shard: str, config: WebDatasetSource, *, is_duplicate: bool, is_json_sound: bool
+) -> tuple[str, str] | tuple[None, None]:
+    """(fault, detail) of a sample."""
+    where = f"{shard}.tar: {sample.key[:MAX_DETAIL_CHARS]!r} at byte {sample.offset}"
+    if sample.cut is not None:
+        return "corrupt_tar", cut_detail(sample.cut, shard)
     if is_duplicate:
-        return "duplicate_member"
+        return "duplicate_member", f"{where}: this key was met before in the tar"
     if not sample.images:
-        return "missing_image"
+        found = ", ".join(sorted(sample.extensions))[:MAX_DETAIL_CHARS]
+        return "missing_image", f"{where}: no image among its members ({found})"
     is_json_needed = config.caption_field is not None or config.url_field is not None
-    return "bad_json" if is_json_needed and not is_json_sound else None
+    if is_json_needed and not is_json_sound:
+        return "bad_json", f"{where}: its json member holds no JSON object"
+    return None, None
+
+
+def cut_detail(fault: TarFault, shard: str) -> str:
+    """Where and how a tar broke, as a `detail`."""
+    return f"{shard}.tar: {fault.fault[:MAX_DETAIL_CHARS]} at byte {fault.offset}"
 
 
 def _caption(sample: TarSample, fields: dict[str, object], config: WebDatasetSource) -> str:

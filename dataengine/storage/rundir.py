@@ -92,6 +92,8 @@ class Commit:
     counts: Mapping[str, int] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """How the work went, as plain JSON; no part of the commit's identity."""
 
     @property
     def digest(self) -> str:

@@ -87,7 +87,7 @@ def write_config(folder: Path, source: Mapping[str, Any] | None = None, **sectio
         "name": "small",
         "root": str(folder / "root"),
         "sources": {"web": dict(source)},
-        "download": {"hosts": {"gone.test": CLOSED}, "fetch": {"retries": 0}},
+        "download": {"guard": {"hosts": {"gone.test": CLOSED}}, "fetch": {"retries": 0}},
         "score": {"scorers": {"tiny": {"model": "tiny-clip", "pretrained": "builtin"}}},
         "dedup": {"captions": None, "images": None, "num_class_buckets": 1},
         "emit": {"shard_multiple": 1},

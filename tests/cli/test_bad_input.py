@@ -73,8 +73,8 @@ def test_a_config_that_is_not_there(cli: CommandLine, tmp_path: Path) -> None:
         ("root=ftp://host/x", "no such kind of store"),
         ('sources.web.paths=[""]', "at least 1 character"),
         ('sources.web.paths=["a\\0"]', "sources.web.paths.0"),
-        ("download.hosts={gone.test: nonsense}", "wanted address:port"),
-        ("download.hosts={gone.test: '127.0.0.1:99999'}", "wanted address:port"),
+        ("download.guard.hosts={gone.test: nonsense}", "wanted address:port"),
+        ("download.guard.hosts={gone.test: '127.0.0.1:99999'}", "wanted address:port"),
         ('download.fetch.user_agent="a\\r\\nCookie: b"', "user_agent"),
         ("sample_web.num_scenes=5", "greater than or equal to 60"),
         ("select.balance.weights={wbe: 1}", "names no source: ['wbe']"),
@@ -157,7 +157,7 @@ def test_tars_that_share_a_name(cli: CommandLine, tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         picture_tar(tmp_path / folder / "pictures.tar")
     config = write_config(tmp_path, {"kind": "webdataset", "paths": [f"{tmp_path}/*/pictures.tar"]})
-    refused(cli, config, 3, "two tars are called pictures.tar", "rename one")
+    refused(cli, config, 3, "two files are called pictures.tar", "rename one")
 
 
 def test_broken_rows_are_rows_with_a_reason(cli: CommandLine, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def test_a_signal_stops_a_run_and_the_same_command_finishes_it(
 ) -> None:
     address = "{}:{}".format(*silent.getsockname())
     fetch = {"retries": 0, "total_seconds": 30.0}
-    config = write_config(tmp_path, download={"hosts": {"gone.test": address}, "fetch": fetch, "honor_opt_out": False})
+    guard = {"hosts": {"gone.test": address}}
+    config = write_config(tmp_path, download={"guard": guard, "fetch": fetch, "honor_opt_out": False})
     arguments = [sys.executable, "-c", _RUN, "run", str(config)]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         silent.settimeout(60)

@@ -38,7 +38,7 @@ def test_a_member_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
     part, run = Part("part-000000"), RunDirectory(root, "run")
     below = Outputs(run.unit("sources", "tars", "0" * 8), part.name, "one")
     below.table("candidate", CANDIDATE, CANDIDATE.table(candidates))
-    step = Download("tars", DownloadConfig(limits=LimitsConfig(max_body_bytes=4096)), "webdataset")
+    step = Download("tars", DownloadConfig(limits=LimitsConfig(max_body_bytes=4096)), in_place=True)
     outputs = Outputs(run.unit("download", "tars", "0" * 8), part.name, "two")
     step.run(part, Inputs(root, {"sources/tars": below.commit({}, 0.0)}, {}), outputs, MACHINE)
     samples = read_table(root, outputs.objects["sample"].path, SAMPLE).to_pydict()

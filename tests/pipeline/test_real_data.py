@@ -56,7 +56,7 @@ def published(real_data: Path, address: str, tmp_path_factory: pytest.TempPathFa
             "copies": {"kind": "table", "paths": ["{root}/copies.parquet"]},
             "cc12m": {"kind": "webdataset", "paths": [str(real_data / "cc12m-32" / "cc12m-train-0000.tar")]},
         },
-        "download": {"image": {"size": 384}, "hosts": {"real.test": address}},
+        "download": {"image": {"size": 384}, "guard": {"hosts": {"real.test": address}}},
         "score": {"scorers": {"tiny": {"model": "tiny-clip", "pretrained": "builtin"}}},
         # The tiny model knows shapes, not photos: here it proposes, and the perceptual hash decides.
         "dedup": {"images": {"min_similarity": 0.97, "max_phash_distance": 10}},

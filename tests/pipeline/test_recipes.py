@@ -31,7 +31,7 @@ def changed(*overrides: str) -> set[str]:
         "execution.task_retries=9",
         "download.fetch.concurrency=3",
         "download.fetch.total_seconds=99.0",
-        "download.hosts={photos.test: '127.0.0.1:1'}",
+        "download.guard.hosts={photos.test: '127.0.0.1:1'}",
         "download.max_failed_share=0.5",
         "score.scorers.tiny.batch_size=7",
         "sources.photos.paths=[/other/place.parquet]",

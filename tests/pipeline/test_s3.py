@@ -29,7 +29,7 @@ def test_s3_root_publishes_the_same_dataset(
     for name, source in tree["sources"].items():
         source["paths"] = [str(path) for path in web.inputs[name]]
     with serve(web) as hosts:
-        tree["download"]["hosts"] = hosts
+        tree["download"]["guard"] = {"hosts": hosts}
         overrides = [override for override in SMALL if not override.startswith("sample_web")]
         finished = run_job(parse_config(yaml.safe_dump(tree, sort_keys=False), overrides), console=Console(quiet=True))
     assert finished.dataset == f"{root}/datasets/quickstart/v000001"

@@ -20,6 +20,7 @@ SCHEMA = {
     "caption": pl.String,
     "status": pl.String,
     "reason": pl.String,
+    "detail": pl.String,
     "score_status": pl.String,
     "clip_score": pl.Float32,
     "width": pl.Int32,
@@ -67,7 +68,7 @@ def columns(found: Selection, *names: str) -> list[tuple[Any, ...]]:
 def test_the_first_thing_against_a_row_decides() -> None:
     rows = rows_of(
         {},
-        {"status": "failed", "reason": "http_404", "score_status": "missing", "clip_score": None},
+        {"status": "failed", "reason": "http_404", "detail": "gone", "score_status": "missing", "clip_score": None},
         {"score_status": "undecodable", "clip_score": None},
         {"score_status": None, "clip_score": None},
         {"clip_score": 0.1, "width": 100},
@@ -78,7 +79,7 @@ def test_the_first_thing_against_a_row_decides() -> None:
     found = chosen(rows, config, class_of(0, 6, 4))
     assert columns(found, "verdict", "stage", "reason", "rule_value", "survivor_key", "repeat") == [
         ("dropped", "select", "duplicate_image", None, KEYS[6], 0),
-        ("dropped", "download", "http_404", None, None, 0),
+        ("dropped", "download", "http_404", "gone", None, 0),
         ("dropped", "score", "undecodable", None, None, 0),
         ("dropped", "score", "missing", None, None, 0),
         ("dropped", "select", "clip", "clip_score=0.1", None, 0),

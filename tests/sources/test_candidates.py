@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from dataengine.config.sources import TableSource
 from dataengine.keys import key_ranges, url_keys
 from dataengine.schemas import CANDIDATE
-from dataengine.sources.candidates import ROUTED, columns_of, deal_rows, merge_rows, route_rows
+from dataengine.sources.candidates import (
+    ROUTED,
+    batched,
+    bucket_width,
+    columns_of,
+    deal_rows,
+    merge_rows,
+    route_rows,
+    rows_of_range,
+)
 from dataengine.sources.tables import MALFORMED
 
 CONFIG = TableSource(
@@ -20,22 +29,22 @@ CONFIG = TableSource(
     paths=("x.csv",),
     caption_column="text",
     caption_columns={"recap": "long", "alt": "alt"},
-    sha256_column="sha",
+    hash_column="sha",
     passthrough=("licence",),
 )
 NAMES = ["url", "text", "long", "alt", "sha", "licence"]
 TEXT = st.sampled_from([None, "", "a", "b", "c"])
 URL = st.sampled_from([None, "", "http://a/1", "http://a/2", "https://b/é", "ftp://a/1"])
-ROW = st.tuples(URL, TEXT, TEXT, TEXT, st.sampled_from([None, "", "AB" * 32, "xyz"]), TEXT, st.booleans())
+BAD = st.sampled_from([None, None, "x.csv, line 2: torn"])
+ROW = st.tuples(URL, TEXT, TEXT, TEXT, st.sampled_from([None, "", "AB" * 32, "xyz"]), TEXT, BAD)
 
 
 def block(rows: list[tuple[object, ...]]) -> pa.Table:
     columns = [[row[number] for row in rows] for number in range(7)]
-    arrays = [pa.array(values, pa.string()) for values in columns[:6]]
-    return pa.table([*arrays, pa.array(columns[6], pa.bool_())], names=[*NAMES, MALFORMED])
+    return pa.table([pa.array(values, pa.string()) for values in columns], names=[*NAMES, MALFORMED])
 
 
-def row(url: str | None, text: str | None = "t", **more: str | bool | None) -> tuple[object, ...]:
+def row(url: str | None, text: str | None = "t", **more: str | None) -> tuple[object, ...]:
     values = {
         "url": url,
         "text": text,
@@ -43,7 +52,7 @@ def row(url: str | None, text: str | None = "t", **more: str | bool | None) -> t
         "alt": None,
         "sha": None,
         "licence": None,
-        "bad": False,
+        "bad": None,
     } | more
     return tuple(values.values())
 
@@ -70,8 +79,9 @@ def test_a_row_keeps_all_its_values() -> None:
             "caption": "t",
             "captions": [("alt", "A"), ("recap", "L")],
             "extra": [("licence", "cc")],
-            "expected_sha256": "ab" * 32,
+            "expected_hash": "ab" * 32,
             "fault": None,
+            "detail": None,
         }
     ]
 
@@ -110,15 +120,51 @@ def test_urls_that_cannot_be_fetched_are_faults(url: str | None, fault: str | No
     assert routed.column("key").to_pylist() == url_keys("s", [url or ""])
 
 
-@pytest.mark.parametrize(("sha", "fault"), [("", None), (None, None), ("F" * 64, None), ("f" * 63, "bad_hash")])
-def test_malformed_hashes_are_faults(sha: str | None, fault: str | None) -> None:
-    assert route(row("http://a/1", sha=sha)).column("fault").to_pylist() == [fault]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", None),
+        (None, None),
+        (" ", None),
+        *((digit * length, "a" * length) for digit in "aA" for length in (32, 40, 64)),
+    ],
+)
+def test_expected_hashes_are_told_by_their_length_and_lowered(text: str | None, expected: str | None) -> None:
+    routed = route(row("http://a/1", sha=text)).to_pylist()[0]
+    assert (routed["expected_hash"], routed["fault"], routed["detail"]) == (expected, None, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["f" * length for length in (1, 31, 33, 39, 41, 63, 65, 128)] + ["g" * 64, "a" * 32 + "\n"]
+)
+def test_malformed_hashes_are_faults(text: str) -> None:
+    routed = route(row("http://a/1", sha=f"{text}.")).to_pylist()[0]
+    assert (routed["fault"], routed["detail"]) == ("bad_hash", f"{text}."[:120])
+
+
+def test_details_show_what_is_wrong() -> None:
+    rows = (
+        row(None, bad="x.csv, line 7: torn"),
+        row("ftp://a/\u00fc" + "x" * 200),
+        row("", sha="xyz"),
+        row("http://a/1", sha="Z" * 200),
+        row("http://a/2"),
+    )
+    assert route(*rows).select(["fault", "detail"]).to_pylist() == [
+        {"fault": "bad_row", "detail": "x.csv, line 7: torn"},
+        {"fault": "bad_url", "detail": "ftp://a/\u00fc" + "x" * 111},
+        {"fault": "bad_url", "detail": "(empty)"},
+        {"fault": "bad_hash", "detail": "z" * 120},
+        {"fault": None, "detail": None},
+    ]
+    assert merge_rows(route(*rows), "s").column("detail").null_count == 1
 
 
 def test_each_malformed_row_is_a_candidate_of_its_own() -> None:
-    bad = row(None, None, bad=True)
+    bad = row(None, None, bad="x.csv, line 7: torn")
     merged = merge_rows(pa.concat_tables([route(bad, bad), route(bad, first_position=2)]), "s")
     assert merged.column("fault").to_pylist() == ["bad_row"] * 3
+    assert merged.column("detail").to_pylist() == ["x.csv, line 7: torn"] * 3
     assert merged.column("num_rows").to_pylist() == [1] * 3
 
 
@@ -169,10 +215,21 @@ def test_merging_is_as_defined_and_knows_no_order(rows: list[tuple[object, ...]]
     assert merge_rows(pa.concat_tables([routed.slice(cut), routed.slice(0, cut)]), "s").equals(merged)
 
 
-def test_rows_are_dealt_by_key_and_keep_their_order() -> None:
-    rows = [row(f"http://a.example/{number % 40}", str(number)) for number in range(100)]
-    routed = route(*rows)
-    dealt = deal_rows(routed, 7)
-    assert len(dealt) == 7
-    for number, part in enumerate(dealt):
-        assert part.equals(routed.filter(pc.equal(pa.array(key_ranges(routed["key"], 7)), number)))
+@pytest.mark.parametrize(("num_ranges", "num_buckets"), [(1, 1), (7, 7), (256, 256), (257, 129), (1000, 250)])
+def test_rows_are_dealt_by_key_and_keep_their_order(num_ranges: int, num_buckets: int) -> None:
+    routed = route(*(row(f"http://a.example/{number % 400}", str(number)) for number in range(1000)))
+    dealt = deal_rows(routed, num_ranges)
+    assert len(dealt) == num_buckets
+    found = []
+    for number in range(num_ranges):
+        part = rows_of_range(dealt[number // bucket_width(num_ranges)], number, num_ranges)
+        assert part.equals(routed.filter(pc.equal(pa.array(key_ranges(routed["key"], num_ranges)), number)))
+        found += part.column("position").to_pylist()
+    assert sorted(found) == list(range(1000))
+
+
+def test_batches_end_with_the_table_that_reaches_a_bound() -> None:
+    tables = [pa.table({"n": pa.array(range(rows), pa.int64())}) for rows in (3, 4, 0, 2, 5)]
+    assert [len(batch) for batch in batched(tables, 6, 2**20)] == [7, 7]
+    assert [len(batch) for batch in batched(tables, 100, 8 * 9)] == [9, 5]
+    assert list(batched([], 6, 6)) == []

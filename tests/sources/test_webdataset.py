@@ -57,8 +57,9 @@ def test_a_sample_gives_its_captions_and_the_place_of_its_image() -> None:
         "caption": "a cat",
         "captions": [("recap", "a long one")],
         "extra": [("exif", '{"a": null, "b": [1]}'), ("n", "3")],
-        "expected_sha256": None,
+        "expected_hash": None,
         "fault": None,
+        "detail": None,
         "object": "s3://b/x.tar",
     }
 
@@ -149,6 +150,30 @@ def test_a_whole_last_sample_of_a_cut_tar_is_kept() -> None:
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
 def test_what_is_no_tar_is_one_corrupt_row(content: bytes) -> None:
     assert index(content).column("fault").to_pylist() == ["corrupt_tar"]
+
+
+def test_a_fault_says_where_it_is() -> None:
+    sample = (("a.jpg", b"1"), ("a.json", b"{}"))
+    whole = tar_of(*sample, ("b.json", b"["), ("b.JPG", b"2"), ("c.json", b"{}"), ("c.npy", b"x"), *sample)
+    details = {name: row["detail"] for name, row in by_member(whole).items()}
+    assert details == {
+        ("a", 0): None,
+        ("b", 0): "x.tar: 'b' at byte 2560: its json member holds no JSON object",
+        ("c", 0): "x.tar: 'c' at byte 4608: no image among its members (json, npy)",
+        ("a", 1): "x.tar: 'a' at byte 6656: this key was met before in the tar",
+    }
+    assert whole[2560:2561] == b"["
+    cut = by_member(whole[:7681])
+    assert cut["", 0]["detail"] == cut["a", 1]["detail"] == "x.tar: tar ends within content of 'a.json' at byte 7681"
+
+
+def test_a_huge_member_name_is_quoted_in_part() -> None:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("n" * 90_000 + ".txt"))
+    (row,) = index(sink.getvalue()).to_pylist()
+    assert row["fault"] == "missing_image"
+    assert len(row["detail"]) < 300
 
 
 def test_an_empty_tar_has_no_candidates() -> None:
