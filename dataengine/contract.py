@@ -35,6 +35,9 @@ AGAIN = "again"
 """Names, among what a part reads, its own last commit, when it is done again on top of that: facts of the world
 (downloads) can be asked for once more, and the good ones are kept."""
 
+AGAIN_FOR = "again for"
+"""Names, beside it, what of that commit is asked for once more."""
+
 
 @dataclass(frozen=True)
 class Need:

@@ -56,7 +56,7 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
     with ExitStack() as services, ProgressView(console, {"download": Gauge()}) as view:
         start = _executor_starter(config, run.root, services, view.report, console)
-        num_run = Runner(board, start, view, config.execution.stall_seconds).run()
+        num_run = Runner(board, start, view, config.execution.stall_seconds, lambda: view.heard_at).run()
     return Finished(board, num_run, _published(board, run.root))
 
 
@@ -101,10 +101,10 @@ def repeat_downloads(config: RunConfig, reasons: Sequence[str], *, console: Cons
     asked = [step for step in pipeline.steps if isinstance(step, Download) and not step.in_place]
     before = [board.commits(step.name) for step in asked]
     for step, commits in zip(asked, before, strict=True):
-        board.repeat(replace(step, again=tuple(reasons)), _parts_with(commits, reasons))
+        board.repeat(replace(step, again=tuple(reasons)), _parts_with(commits, reasons), ",".join(sorted(reasons)))
     with ExitStack() as services, ProgressView(console, {"download": Gauge()}) as view:
         start = _executor_starter(config, run.root, services, view.report, console)
-        Runner(board, start, view, config.execution.stall_seconds).run()
+        Runner(board, start, view, config.execution.stall_seconds, lambda: view.heard_at).run()
     return [_repeated(step, old, board.commits(step.name)) for step, old in zip(asked, before, strict=True)]
 
 

@@ -156,7 +156,9 @@ class Fetcher:
     async def _receive(self, response: aiohttp.ClientResponse, trip: Trip) -> bytes:
         if response.status != 200:
             wait = retry_after_seconds(response.headers.get("Retry-After"), self._now())
-            raise FetchFault(f"http_{response.status}", retry_after_seconds=wait)
+            # A status may be any digits that a stranger thinks of; the closed set has those of three.
+            reason = f"http_{response.status:03d}" if response.status < 1000 else "protocol"
+            raise FetchFault(reason, retry_after_seconds=wait)
         if self._config.honor_opt_out:
             forbidding = opt_out(
                 response.headers.getall("X-Robots-Tag", []),

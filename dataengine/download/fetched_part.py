@@ -19,7 +19,7 @@ from dataengine.download.blocklist import Blocklist
 from dataengine.download.decoder import DecoderPool
 from dataengine.download.fetch import Fetched, fetch_all
 from dataengine.download.metrics import Tally
-from dataengine.download.rows import Row, algorithms_for, judged, of_fetch, unanswered, unfetched
+from dataengine.download.rows import Row, algorithms_for, judged, of_fetch, redirected, unanswered, unfetched
 from dataengine.storage.tar import END, header, padding
 
 _REPORT_SECONDS = 2.0
@@ -74,7 +74,10 @@ class _Part:
         async def take(position: int, fetched: Fetched) -> None:
             nonlocal next_report
             candidate, image = self._candidates[wanted[position]], None
-            if fetched.content is None:
+            listed = redirected(candidate, fetched, self._blocklist)
+            if listed is not None:
+                row = listed
+            elif fetched.content is None:
                 row = unanswered(candidate, fetched)
             else:
                 decoded = await loop.run_in_executor(threads, decoders.decode, fetched.content)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 _FIRST_WAIT_SECONDS = 0.5
 _MAX_WAIT_SECONDS = 60.0  # a part must end, whatever a host asks for
+_MAX_REFUSALS = 8  # in a row; as many as it takes to wait for a minute where the host does not say how long
 _SLACK = 0.1  # of a gap; timers fire a millisecond late, which would cost 5 % of 50 requests a second
 _MIN_REMEMBERED = 4096  # hosts, in 1 MB; more are looked through for idle ones
 
@@ -69,9 +70,12 @@ class Pace:
         return self._of(host, now).num_open >= self.max_open
 
     def given_up(self, host: str, now: float) -> str | None:
-        """The reason of a host's last refusal, when it wants to be left alone for longer than a part may wait."""
+        """The reason of a host's last refusal, when it refuses for longer, or more often, than a part may wait."""
         known = self._hosts.get(host)
-        return known.reason if known is not None and known.refused_until - now > _MAX_WAIT_SECONDS else None
+        if known is None or known.refused_until <= now:
+            return None
+        is_long = known.refused_until - now > _MAX_WAIT_SECONDS or known.num_refusals >= _MAX_REFUSALS
+        return known.reason if is_long else None
 
     def start(self, host: str, now: float) -> bool:
         """Whether `host` may be asked now; if so, a request counts as started."""

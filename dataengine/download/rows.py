@@ -50,6 +50,12 @@ def unanswered(candidate: Row, fetched: Fetched) -> Row:
     return failed(candidate["key"], fetched.reason, fetched.opt_out) | of_fetch(fetched)
 
 
+def redirected(candidate: Row, fetched: Fetched, blocklist: Blocklist) -> Row | None:
+    """The row of a candidate whose redirects led to what is listed; None: they did not."""
+    entry = None if fetched.final_url is None else blocklist.forbids_url(fetched.final_url)
+    return None if entry is None else failed(candidate["key"], "blocklist", entry) | of_fetch(fetched)
+
+
 def judged(candidate: Row, decoded: Decoded, blocklist: Blocklist, integrity: Integrity) -> Row:
     """The row of a candidate whose bytes are there; only an `ok` one may be stored."""
     expected = candidate["expected_hash"]
@@ -69,7 +75,8 @@ def judged(candidate: Row, decoded: Decoded, blocklist: Blocklist, integrity: In
 
 def algorithms_for(candidates: list[Row], blocklist: Blocklist) -> tuple[str, ...]:
     """The hashes that must be taken of every image: SHA-256, those listed, and those expected."""
-    expected = {HASHES[len(row["expected_hash"])] for row in candidates if row["expected_hash"] is not None}
+    hashes = (row["expected_hash"] for row in candidates if row["fault"] is None)  # a bad one is a fault
+    expected = {HASHES[len(text)] for text in hashes if text is not None}
     return tuple(sorted({"sha256"} | blocklist.algorithms | expected))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dataengine.contract import AGAIN, Inputs, Need, PlanContext, Step, WholeUnit
+from dataengine.contract import AGAIN, AGAIN_FOR, Inputs, Need, PlanContext, Step, WholeUnit
 from dataengine.errors import InputError, StorageError
 from dataengine.storage.rundir import Commit, Part, Plan, RunDirectory, UnitDirectory
 
@@ -171,10 +171,11 @@ class Board(PlanContext):
         last = self.states[step.name].again.get(part.name)
         return Inputs(self.root, by_part if last is None else {**by_part, AGAIN: last}, whole)
 
-    def repeat(self, step: Step, names: Iterable[str]) -> None:
+    def repeat(self, step: Step, names: Iterable[str], asked: str) -> None:
         """Do parts of a complete step again with `step` in its place, each on top of its last commit.
 
-        Parts that an interrupted repetition finished already are found, not done a third time.
+        Parts that an interrupted repetition finished already are found, not done a third time, when it `asked` for
+        the same.
         """
         state = self.states[step.name]
         assert state.plan is not None
@@ -183,7 +184,8 @@ class Board(PlanContext):
         state.stored = state.directory.load_commits()
         for name in names:
             state.again[name] = state.done.pop(name)
-            state.waiting[name] = parts[name]
+            spec = parts[name].spec
+            state.waiting[name] = Part(name, {**spec, "reads": {**spec.get("reads", {}), AGAIN_FOR: asked}})
             state.touched.add(name)
 
     def _close(self, state: StepState) -> None:
@@ -223,7 +225,7 @@ def _fits(stored: Mapping[str, str], reads: Mapping[str, str]) -> bool:
     """Whether a commit that read `stored` is one of what reads `reads`: also when it was done again since."""
     if AGAIN in reads:
         return stored == reads
-    return {name: content for name, content in stored.items() if name != AGAIN} == reads
+    return {name: content for name, content in stored.items() if name not in (AGAIN, AGAIN_FOR)} == reads
 
 
 def part_reads(part: Part, inputs: Inputs) -> dict[str, str]:

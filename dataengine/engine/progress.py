@@ -64,6 +64,8 @@ class ProgressView:
         self._console = console
         self._gauges = gauges
         self._live: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self.heard_at = 0.0
+        """When a job under way last told of something new, by the monotonic clock."""
         self._board: Board | None = None
         self._num_running = 0
         self._bars: Progress | None = None
@@ -100,7 +102,10 @@ class ProgressView:
 
     def report(self, job: Job, metrics: Mapping[str, Any]) -> None:
         """Note how far a job under way is, and show it."""
-        self._live[job.step.name, job.part.name] = metrics
+        place = job.step.name, job.part.name
+        if self._live.get(place) != metrics:
+            self.heard_at = time.monotonic()
+        self._live[place] = metrics
         if self._board is not None:
             self._show(self._board)
 

@@ -52,6 +52,8 @@ class Runner:
     """Called when the first job is there; never for a run that has nothing to do."""
     watcher: Watcher
     stall_seconds: float
+    heard_at: Callable[[], float] = field(default=lambda: 0.0)
+    """When a part under way last told of progress, by the monotonic clock: a polite part may take hours."""
     _ready: dict[str, list[Job]] = field(default_factory=dict)
     _running: dict[tuple[str, str], Job] = field(default_factory=dict)
 
@@ -114,10 +116,10 @@ class Runner:
             executor.retire(stage)
 
     def _watch(self, last_commit: float) -> None:
-        idle = time.monotonic() - last_commit
+        idle = time.monotonic() - max(last_commit, self.heard_at())
         if idle > self.stall_seconds:
             running = ", ".join(f"{step} {part}" for step, part in self._running)
             raise TryAgainError(
-                f"no part was committed for {idle:.0f} s (execution.stall_seconds: {self.stall_seconds:.0f}); "
-                f"running: {running}. Run the same command again to continue."
+                f"no part was committed, nor did one get on, for {idle:.0f} s (execution.stall_seconds: "
+                f"{self.stall_seconds:.0f}); running: {running}. Run the same command again to continue."
             )

@@ -23,6 +23,8 @@ Row = list[str | None] | str
 
 _TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes"
 _UNCLOSED = "a quote is never closed"
+# What an unclosed quote swallowed is read again, so a file of nothing but such lines costs the square of this.
+_MAX_RECORD_LINES = 256
 
 _BOM = "\ufeff"
 
@@ -134,7 +136,7 @@ class _Feed:
         if line is None:
             raise _Torn(_TOO_LONG if len(self.taken) == 1 else _UNCLOSED)
         self.num_chars += len(line)
-        if self.num_chars > MAX_RECORD_BYTES:
+        if self.num_chars > MAX_RECORD_BYTES or len(self.taken) > _MAX_RECORD_LINES:
             raise _Torn(_UNCLOSED)
         return line
 

@@ -9,8 +9,9 @@ import pytest
 
 from dataengine.download.blocklist import Blocklist, parse_blocklist
 from dataengine.download.decoder import Decoded
+from dataengine.download.fetch import Fetched
 from dataengine.download.image import StoredImage
-from dataengine.download.rows import Integrity, algorithms_for, failed, judged, unfetched
+from dataengine.download.rows import Integrity, algorithms_for, failed, judged, redirected, unfetched
 
 CONTENT = b"bytes of a picture"
 DIGESTS = {name: hashlib.new(name, CONTENT).hexdigest() for name in ("md5", "sha1", "sha256")}
@@ -80,6 +81,20 @@ def test_faults_of_the_bytes() -> None:
 def test_only_reasons_of_the_closed_set() -> None:
     with pytest.raises(AssertionError, match="closed set"):
         failed("0" * 32, "something_new")
+
+
+def test_a_hash_that_is_none_is_a_fault_and_no_algorithm() -> None:
+    assert algorithms_for([_candidate(fault="bad_hash", expected_hash="abc")], Blocklist()) == ("sha256",)
+
+
+def test_redirects_do_not_lead_around_a_list() -> None:
+    fetched = Fetched(
+        b"", None, 200, "http://cdn.evil.example/1.jpg", None, None, None, 1, "a.example", 0.1, 0,
+    )  # fmt: skip
+    row = redirected(_candidate(), fetched, _listed("evil.example"))
+    assert row is not None
+    assert (row["reason"], row["final_url"]) == ("blocklist", "http://cdn.evil.example/1.jpg")
+    assert redirected(_candidate(), fetched, _listed("other.example")) is None
 
 
 def test_no_more_hashes_than_needed() -> None:

@@ -45,7 +45,7 @@ def _serial() -> SerialExecutor:
 
 def _again(folder: Path, step: Raise, parts: list[str]) -> int:
     board, _ = drive(folder, [Read((1, 2, 3)), Double()], _serial)
-    board.repeat(step, parts)
+    board.repeat(step, parts, f"plus {step.plus}")
     return Runner(board, _serial, _Silent(), stall_seconds=60).run()
 
 
@@ -81,3 +81,13 @@ def test_changed_inputs_leave_the_repeated_commit_behind(tmp_path: Path) -> None
     _again(tmp_path, Raise(plus=100), ["part-000001"])
     assert total(drive(tmp_path, [Read((1, 5, 3)), Double(), Sum()], _serial)[0]) == 18
     assert total(drive(tmp_path, [Read((1, 2, 3)), Double(), Sum()], _serial)[0]) == 112
+
+
+def test_another_question_is_not_answered_by_an_interrupted_pass(tmp_path: Path) -> None:
+    steps = [Read((1, 2, 3)), Double(), Sum()]
+    drive(tmp_path, steps, _serial)
+    parts = ["part-000000", "part-000001"]
+    with pytest.raises(InputError, match="not today"):
+        _again(tmp_path, Raise(plus=100, broken_part="part-000001"), parts)
+    assert _again(tmp_path, Raise(plus=1000), parts) == 2
+    assert total(drive(tmp_path, steps, _serial)[0]) == 12 + 2000

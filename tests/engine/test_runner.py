@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -179,3 +180,41 @@ def test_worker_counts_fit_the_cluster(
     from dataengine.engine.cluster import worker_counts
 
     assert worker_counts(resources, {"score": wanted}, lambda _: stateful) == {"score": count}
+
+
+class _Slow:
+    """An executor whose one part never ends."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+        self.num_waits = 0
+        self.is_busy = False
+
+    def has_room(self, stage: str) -> bool:
+        return not self.is_busy
+
+    def submit(self, job: Job) -> None:
+        self.is_busy = True
+
+    def wait(self, seconds: float) -> None:
+        self.num_waits += 1
+        time.sleep(0.05)
+        if self.num_waits <= 20:
+            self.tell()
+
+    def retire(self, stage: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_part_that_tells_of_progress_is_not_stuck(tmp_path: Path) -> None:
+    """A polite download may take hours for a part; only when it falls silent is it given up."""
+    heard = [0.0]
+    executor = _Slow(lambda: heard.__setitem__(0, time.monotonic()))
+    steps = [Read((1,))]
+    board = Board(RunDirectory(Root(str(tmp_path)), "run"), steps, recipes(steps), store=True)
+    with pytest.raises(TryAgainError, match="nor did one get on"):
+        Runner(board, lambda: executor, _Silent(), 0.3, lambda: heard[0]).run()
+    assert executor.num_waits > 20
