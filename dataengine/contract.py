@@ -33,7 +33,8 @@ from dataengine.storage.tables import (
 
 AGAIN = "again"
 """Names, among what a part reads, its own last commit, when it is done again on top of that: facts of the world
-(downloads) can be asked for once more, and the good ones are kept."""
+(downloads) can be asked for once more, and the good ones are kept. By its attempt, not its content: a host that is
+still gone leaves the same content, and can be asked for once more all the same."""
 
 AGAIN_FOR = "again for"
 """Names, beside it, what of that commit is asked for once more."""
@@ -166,8 +167,10 @@ class Inputs:
     whole: Mapping[str, WholeUnit]
 
     def reads(self) -> dict[str, str]:
-        """Digest of the content of every need, by step."""
+        """Digest of the content of every need, by step; of AGAIN, with the attempt."""
         found = {step: commit.digest for step, commit in self.by_part.items()}
+        if AGAIN in found:
+            found[AGAIN] += f" of {self.by_part[AGAIN].attempt}"
         found |= {step: unit.digest() for step, unit in self.whole.items()}
         return found
 

@@ -216,7 +216,7 @@ def _decode_fast(image: OpenImage, divisor: int) -> _Pixels | None:
             return np.asarray(pixels, np.uint8)
     if image.format == "png":
         samples = decode_common(image.content)
-        return samples if samples is None or samples.shape[2:] == (3,) else np.array(_opaque(Image.fromarray(samples)))
+        return None if samples is None else _on_white(samples)
     return None
 
 
@@ -234,6 +234,20 @@ def _decode_jpeg(image: OpenImage, divisor: int) -> _Pixels | None:
         if _DAMAGE.search(str(error)):
             raise ImageFault("bad_image", str(error)) from error
         return None
+
+
+def _on_white(samples: _Pixels) -> _Pixels:
+    """Grey, RGB or RGBA samples as RGB; only the rows between the first and the last clear pixel are blended."""
+    if samples.ndim == 2:
+        return np.asarray(cv2.cvtColor(samples, cv2.COLOR_GRAY2RGB), np.uint8)
+    if samples.shape[2] == 3:
+        return samples
+    pixels = np.asarray(cv2.cvtColor(samples, cv2.COLOR_RGBA2RGB), np.uint8)
+    clear = np.flatnonzero(samples[..., 3].min(axis=1) < 255)
+    if clear.size:
+        rows = slice(clear[0], clear[-1] + 1)
+        pixels[rows] = np.asarray(_opaque(Image.fromarray(samples[rows])))
+    return pixels
 
 
 def _opaque(file: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ from dataengine.config.run import ExecutionConfig, RunConfig
 from dataengine.contract import Machine
 from dataengine.download.metrics import Gauge
 from dataengine.download.outcomes import matching
-from dataengine.download.stage import Download
+from dataengine.download.stage import Download, load_blocklist
 from dataengine.engine.board import Board
 from dataengine.engine.progress import ProgressView
 from dataengine.engine.runner import Executor, Runner
@@ -51,6 +51,7 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
     pipeline = build_pipeline(config).until(until)
     run = RunDirectory.open(config.root, config.storage_options, config.name)
     _probe(run)
+    load_blocklist(run.root, config.download.blocklists)  # a bad line is better known now than in the first part
     _record(run, config, pipeline)
     _render_sample_web(config, run.root, console)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
@@ -61,9 +62,10 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
 
 
 def survey_job(config: RunConfig) -> Board:
-    """The board of `config` as it stands; nothing is written or run."""
+    """The board of `config` as it stands; nothing is written or run. Raises ConfigError, InputError or StorageError."""
     pipeline = build_pipeline(config)
     run = RunDirectory.open(config.root, config.storage_options, config.name)
+    load_blocklist(run.root, config.download.blocklists)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=False)
     board.survey()
     return board

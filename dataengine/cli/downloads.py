@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import pyarrow as pa
@@ -14,20 +15,29 @@ _NUM_HOSTS = 3
 _NUM_SLOWEST = 5
 
 
-def downloads_table(summaries: Mapping[str, Summary]) -> Table:
-    """A row per source: what was asked for, what came, and who was slow."""
-    table = Table("source", "URLs", "ok", "MB", "reasons", "slowest hosts", title="Download", title_justify="left")
+def most_common(reasons: Counter[str], number: int) -> str:
+    """The most frequent reasons, and how many others there are."""
+    shown = [f"{name} {count:,}" for name, count in reasons.most_common(number)]
+    num_others = len(reasons) - len(shown)
+    return ", ".join([*shown, f"{num_others} more reason{'s' * (num_others > 1)}"] if num_others > 0 else shown)
+
+
+def downloads_table(sources: Mapping[str, tuple[Counter[str], Summary]]) -> Table:
+    """A row per source: its rows by reason as they stand, and how the last pass over each part went."""
+    table = Table("source", "rows", "ok", "MB", "reasons", "slowest hosts", title="Download", title_justify="left")
+    table.caption = "MB and hosts are those of the last pass over each part."
+    table.caption_justify = "left"
     for column in table.columns[1:4]:
         column.justify = "right"
-    for source, summary in summaries.items():
+    for source, (reasons, summary) in sources.items():
+        num_rows, failures = reasons.total(), Counter({name: n for name, n in reasons.items() if name != "ok"})
         slow = ", ".join(
             f"{printable(host)} {seconds:.1f} s × {number:,}"
             for host, number, seconds in summary.slow_hosts[:_NUM_HOSTS]
         )
         megabytes = f"{summary.num_body_bytes / 1e6:,.1f}"
-        table.add_row(
-            source, f"{summary.num_urls:,}", f"{summary.ok_share:.1%}", megabytes, summary.worst(5) or "-", slow or "-"
-        )
+        ok_share = f"{reasons['ok'] / num_rows:.1%}" if num_rows else "-"
+        table.add_row(source, f"{num_rows:,}", ok_share, megabytes, most_common(failures, 5) or "-", slow or "-")
     return table
 
 
@@ -37,5 +47,6 @@ def politeness_table(hosts: pa.Table, rate_text: str) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in hosts.slice(0, _NUM_SLOWEST).to_pylist():
-        table.add_row(printable(row["host"]), f"{row['num_urls']:,}", f"{row['hours']:,.2f}")
+        hours = "< 0.01" if row["hours"] < 0.01 else f"{row['hours']:,.2f}"
+        table.add_row(printable(row["host"]), f"{row['num_urls']:,}", hours)
     return table

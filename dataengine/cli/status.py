@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from dataengine.cli.downloads import downloads_table
+from dataengine.cli.downloads import downloads_table, most_common
 from dataengine.cli.inspect import store_options
 from dataengine.config.load import load_config
 from dataengine.download.metrics import Summary, summarise
@@ -37,23 +37,23 @@ def print_status(run: str, options: list[str]) -> None:
     for column in table.columns[1:4]:
         column.justify = "right"
     done = True
-    downloads: dict[str, Summary] = {}
+    downloads: dict[str, tuple[Counter[str], Summary]] = {}
     for path in record["units"]:
         num_parts, commits = UnitDirectory(directory.root, path).standing()
         complete = num_parts == len(commits)
         done &= complete
         stage, unit = path.removeprefix(f"{directory.path}/").split("/")
-        if stage == "download" and any(commit.metrics for commit in commits):
-            downloads[unit.rpartition("-")[0]] = summarise(commit.metrics for commit in commits)
         reasons: Counter[str] = Counter()
         for commit in commits:
             reasons.update(commit.counts)
+        if stage == "download" and any(commit.metrics for commit in commits):
+            downloads[unit.rpartition("-")[0]] = reasons, summarise(commit.metrics for commit in commits)
         table.add_row(
             f"{stage}/{unit}",
             f"{len(commits):,}/{num_parts:,}" if num_parts is not None else "not planned",
             f"{sum(commit.rows_out for commit in commits):,}",
             f"{sum(commit.seconds for commit in commits):,.1f}",
-            ", ".join(f"{name} {count:,}" for name, count in reasons.most_common(5)),
+            most_common(reasons, 5),
             style="green" if complete else None,
         )
     console.print(table)
@@ -65,9 +65,14 @@ def print_status(run: str, options: list[str]) -> None:
     console.print("[bold green]complete[/]" + ("" if stage == "emit" else f" up to {stage}, as was asked"))
 
 
+def is_config(run: str) -> bool:
+    """Whether `run` names a config rather than a run's folder."""
+    return run.endswith((".yaml", ".yml"))
+
+
 def find_run(run: str, options: list[str]) -> RunDirectory:
     """The run at a `<root>/runs/<name>` address, or of a config file."""
-    if run.endswith((".yaml", ".yml")):
+    if is_config(run):
         config = load_config(Path(run))
         return RunDirectory.open(config.root, config.storage_options, config.name)
     root, runs, name = run.rstrip("/").rpartition("/runs/")

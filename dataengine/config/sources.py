@@ -22,7 +22,8 @@ class TableSource(Config):
 
     kind: Literal["table"]
     paths: Annotated[tuple[FilePattern, ...], Field(min_length=1, json_schema_extra=EXECUTION)]
-    """Files, or globs whose `*` stays within a folder; `{root}` stands for the run's root. Contents bear identity."""
+    """Files, globs whose `*` stays within a folder, or brace ranges and lists; `{root}` stands for the run's root.
+    Contents bear identity."""
     format: Literal["auto", "parquet", "csv", "tsv", "json", "jsonl", "txt"] = "auto"
     """`auto` goes by the file name."""
     url_column: str = "url"

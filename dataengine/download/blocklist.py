@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from yarl import URL
 
+from dataengine.download.guard import canonical_host
+
 HASHES = {32: "md5", 40: "sha1", 64: "sha256"}
 """Hex characters → algorithm."""
 
@@ -95,10 +97,7 @@ def _entry_url(text: str) -> str:
 
 def _domain(text: str) -> str:
     name = text.removeprefix("*.").strip(".")
-    try:
-        ascii_name = name.encode("idna").decode("ascii") if not name.isascii() else name
-    except UnicodeError:
-        ascii_name = ""
+    ascii_name = canonical_host(name)  # as the hosts of URLs are; Python's own IDNA is an older one
     if not _DOMAIN.fullmatch(ascii_name):
         raise BadEntry(f"got {text[:80]!r}, wanted a domain, a URL, or an MD5, SHA-1 or SHA-256 in hex")
     return ascii_name

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from dataengine.download.turns import Trip
 
 _RATE_WINDOW_SECONDS = 5.0
+_INFLATED = ("gzip", "x-gzip", "deflate")
+_MEMBER = b"\x1f\x8b"  # RFC 1952: a file is one member after the other; what else follows is padding
+_MAX_MEMBERS = 64  # empty ones of 20 bytes would cost the square of their number
+_MAX_CHUNKS = 4096  # one that comes byte by byte takes 40 bytes a byte
 
 
 async def read_body(response: aiohttp.ClientResponse, max_bytes: int, min_bytes_per_second: int, trip: Trip) -> bytes:
@@ -27,26 +31,43 @@ async def read_body(response: aiohttp.ClientResponse, max_bytes: int, min_bytes_
     has no time left.
     """
     content = response.content
-    body = bytearray(content.read_nowait())  # small bodies come with their headers, and need no timer
+    # Joined once: growing one buffer copies a picture of 400 kB three times more, 2 % of what a picture costs.
+    body = _Body([content.read_nowait()])  # small bodies come with their headers, and need no timer
     try:
-        start = len(body)
-        while len(body) <= max_bytes and not content.at_eof() and not await _is_over(content, body, max_bytes, trip):
-            if len(body) - start < min_bytes_per_second * _RATE_WINDOW_SECONDS:
+        start = body.num_bytes
+        while (
+            body.num_bytes <= max_bytes and not content.at_eof() and not await _is_over(content, body, max_bytes, trip)
+        ):
+            if body.num_bytes - start < min_bytes_per_second * _RATE_WINDOW_SECONDS:
                 raise FetchFault("too_slow")
-            start = len(body)
-        return bytes(body)
+            start = body.num_bytes
+        return b"".join(body.chunks)
     finally:
-        trip.num_body_bytes += len(body)
+        trip.num_body_bytes += body.num_bytes
 
 
-async def _is_over(content: aiohttp.StreamReader, body: bytearray, max_bytes: int, trip: Trip) -> bool:
+class _Body:
+    """What came so far."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self.chunks = chunks
+        self.num_bytes = sum(map(len, chunks))
+
+    def add(self, chunk: bytes) -> None:
+        if len(self.chunks) >= _MAX_CHUNKS:
+            self.chunks = [b"".join(self.chunks)]
+        self.chunks.append(chunk)
+        self.num_bytes += len(chunk)
+
+
+async def _is_over(content: aiohttp.StreamReader, body: _Body, max_bytes: int, trip: Trip) -> bool:
     """Whether the rest of `content`, or more than `max_bytes`, came into `body` within five seconds."""
     end = asyncio.get_running_loop().time() + _RATE_WINDOW_SECONDS
     try:
         async with asyncio.timeout_at(min(end, trip.until)):
             async for chunk in content.iter_any():
-                body += chunk
-                if len(body) > max_bytes:
+                body.add(chunk)
+                if body.num_bytes > max_bytes:
                     break
         return True
     except TimeoutError:
@@ -67,19 +88,44 @@ async def read_content(
     body = await read_body(response, max_bytes, min_bytes_per_second, trip)
     if len(body) > max_bytes:
         raise FetchFault("too_large")
-    if response.headers.get("Content-Encoding", "").strip().lower() in ("gzip", "x-gzip", "deflate"):
-        return _inflate(body, max_bytes)
-    return body
-
-
-def _inflate(body: bytes, max_bytes: int) -> bytes:
-    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # gzip and zlib, told apart by their headers
-    try:
-        content = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise FetchFault("protocol") from error
+    if _encoding(response) not in _INFLATED:
+        return body
+    content, is_whole = _inflate(body, max_bytes)
     if len(content) > max_bytes:
         raise FetchFault("too_large")
-    if not inflater.eof:
+    if not is_whole:
         raise FetchFault("truncated")
     return content
+
+
+async def read_start(response: aiohttp.ClientResponse, max_bytes: int, min_bytes_per_second: int, trip: Trip) -> bytes:
+    """At most the first `max_bytes` of the body, inflated as `read_content` does.
+
+    Raises FetchFault: too_slow, timeout, and protocol for a body in an encoding that was not asked for.
+    """
+    body = await read_body(response, max_bytes, min_bytes_per_second, trip)
+    encoding = _encoding(response)
+    if encoding in _INFLATED:
+        body, _ = _inflate(body, max_bytes)
+    elif encoding not in ("", "identity"):
+        raise FetchFault("protocol")
+    return body[:max_bytes]
+
+
+def _encoding(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("Content-Encoding", "").strip().lower()
+
+
+def _inflate(body: bytes, max_bytes: int) -> tuple[bytes, bool]:
+    """What `body` inflates to, or somewhat more than the first `max_bytes` of it; and whether nothing is missing."""
+    content = b""
+    for _ in range(_MAX_MEMBERS):
+        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS + 32)  # gzip and zlib, told apart by their headers
+        try:
+            content += inflater.decompress(body, max_bytes + 1 - len(content))
+        except zlib.error as error:
+            raise FetchFault("protocol") from error
+        body = inflater.unused_data
+        if not body.startswith(_MEMBER) or len(content) > max_bytes:
+            return content, inflater.eof
+    raise FetchFault("protocol")

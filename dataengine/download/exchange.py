@@ -1,9 +1,9 @@
 """Makes single HTTP requests to strangers, and turns whatever they do into a reason.
 
 In goes a URL; out comes a response within bounds of time and of headers, or a FetchFault. What is decided here: which
-URLs are asked at all, how faults of the network are named, which of them pass by themselves, and that redirects are
-followed by hand, so that every hop is checked and waits for its turn. Nothing here knows about images, permissions or
-retries.
+URLs are asked at all, wherever they came from, how faults of the network are named, which of them pass by themselves,
+and that redirects are followed by hand, so that every hop is checked and waits for its turn. Nothing here knows about
+images, permissions or retries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from yarl import URL
 from dataengine.download.guard import BlockedAddress, BlockedPort, check_literal, check_port
 from dataengine.download.outcomes import is_transient
 from dataengine.download.pace import Refusal
-from dataengine.download.resolve import GuardedResolver
+from dataengine.download.resolve import NoSuchName
 from dataengine.download.turns import GivenUp, Trip, Turns
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
     from dataengine.config.download import FetchConfig, GuardConfig
+    from dataengine.download.resolve import GuardedResolver
 
 Received = TypeVar("Received")
 
@@ -70,7 +71,8 @@ _FAULTS = tuple(kind for kind, _ in _REASONS)
 class FetchFault(Exception):
     """Why a URL gave no image; `evidence` is the rule or header that forbids it.
 
-    `is_unasked`: the reason is that of the host's last refusal, and this URL was not asked for.
+    `is_unasked`: the reason is that of the host's last refusal, and this URL was not asked for. `is_final`: asking
+    again at once would give the same answer.
     """
 
     def __init__(
@@ -80,17 +82,20 @@ class FetchFault(Exception):
         retry_after_seconds: float | None = None,
         evidence: str | None = None,
         is_unasked: bool = False,
+        is_final: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
         self.evidence = evidence
         self.is_unasked = is_unasked
+        self.is_final = is_final
 
     @property
     def is_transient(self) -> bool:
         """Whether the same request may succeed soon, and did not use up its time."""
-        return is_transient(self.reason) and self.reason not in _TIME_USED_UP and not self.is_unasked
+        passes = is_transient(self.reason) and self.reason not in _TIME_USED_UP
+        return passes and not self.is_unasked and not self.is_final
 
 
 @dataclass
@@ -167,15 +172,24 @@ def parse_url(text: str, base: URL | None = None) -> URL:
 class Exchange:
     """A pool of connections that asks for one URL at a time; close it in the event loop it was made in.
 
-    `now` tells the time in UTC.
+    `now` tells the time in UTC; a URL that `forbids` names an entry for is not asked.
     """
 
-    def __init__(self, config: FetchConfig, guard: GuardConfig, turns: Turns, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        config: FetchConfig,
+        guard: GuardConfig,
+        resolver: GuardedResolver,
+        turns: Turns,
+        now: Callable[[], datetime],
+        forbids: Callable[[str], str | None],
+    ) -> None:
         self._guard = guard
         self._turns = turns
         self._now = now
         self._loop = asyncio.get_running_loop()
-        self._resolver = GuardedResolver(guard, config)
+        self._resolver = resolver
+        self._forbids = forbids
         self._connector = _Connector(self._resolver, config.first_byte_seconds)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
@@ -208,6 +222,9 @@ class Exchange:
         servers take longer than `trip` has left.
         """
         for _ in range(max_redirects + 1):
+            entry = self._forbids(str(url))
+            if entry is not None:
+                raise FetchFault("blocklist", evidence=entry)
             if permit is not None:
                 await permit(url, trip)
             answer = await self._ask(url, receive, trip, observe)
@@ -243,10 +260,11 @@ class Exchange:
                     return _Location(location)
                 return await receive(response, trip)
         except _FAULTS as error:
-            reason = _reason(error)
-            if response is None and reason in _UNREACHED:
+            reason, is_absent = _reason(error), _is_absent(error)
+            # A name that does not exist has no server that rest would help; asking for it again is in vain.
+            if response is None and reason in _UNREACHED and not is_absent:
                 refusal = Refusal(reason)
-            raise FetchFault(reason) from error
+            raise FetchFault(reason, is_final=is_absent) from error
         finally:
             if hop.protocol is not None:
                 self._connector.rest(hop.protocol)
@@ -280,6 +298,11 @@ class _Location(str):
 
 def _reason(error: Exception) -> str:
     return next(reason for kind, reason in _REASONS if isinstance(error, kind))
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether DNS says that there is no such host."""
+    return isinstance(error, aiohttp.ClientConnectorDNSError) and isinstance(error.os_error, NoSuchName)
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:

@@ -21,9 +21,11 @@ import aiohttp
 from dataengine.download.body import read_content
 from dataengine.download.exchange import Exchange, FetchFault, parse_url, retry_after_seconds
 from dataengine.download.health import HealthGate
+from dataengine.download.known_hosts import KnownHosts, new_hosts
 from dataengine.download.opt_out import agent_token, opt_out
-from dataengine.download.pace import Lane, Lanes, Pace
+from dataengine.download.pace import Lane, Lanes
 from dataengine.download.permission import RobotsGate
+from dataengine.download.resolve import GuardedResolver
 from dataengine.download.turns import Seats, Trip, Turns
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ class Fetched:
     """Of the last response, as are final_url, content_type and fetched_at."""
     final_url: str | None
     content_type: str | None
-    opt_out: str | None
-    """The header or rule that forbids use."""
+    evidence: str | None
+    """The header or rule that forbids use, or the entry of a block-list."""
     fetched_at: datetime | None
     num_attempts: int
     """0 when the URL is bad, and when its host wants to be left alone; the reason is then that of others."""
@@ -90,20 +92,32 @@ class _Visit:
 class Fetcher:
     """Fetches URLs within one event loop, as one of `num_workers` workers that share each host's budget.
 
-    Use as an async context manager. `now` tells the time in UTC.
+    Use as an async context manager. `now` tells the time in UTC; `hosts` is what is known of them from before;
+    `forbids` names the entry of a block-list that holds a URL, if any does.
     """
 
-    def __init__(self, config: DownloadConfig, num_workers: int, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        config: DownloadConfig,
+        num_workers: int,
+        now: Callable[[], datetime],
+        *,
+        hosts: KnownHosts | None = None,
+        forbids: Callable[[str], str | None] = lambda _: None,
+    ) -> None:
         self._config = config
         self._now = now
         self._agent = agent_token(config.fetch.user_agent)
-        # Unseeded: workers must not keep step, and no outcome depends on it.
         self._jitter = random.Random()
-        self.pace = Pace(config.fetch.per_host, config.fetch.per_host_rate, num_workers, self._jitter)
+        self._hosts = hosts if hosts is not None else new_hosts(config.fetch, num_workers)
+        self.pace = self._hosts.pace
+        self._forbids = forbids
 
     async def __aenter__(self) -> Self:
-        self._exchange = Exchange(self._config.fetch, self._config.guard, Turns(self.pace), self._now)
-        self._gate = RobotsGate(self._exchange, self._agent, self._config.fetch)
+        fetch, guard = self._config.fetch, self._config.guard
+        resolver = GuardedResolver(guard, fetch, self._hosts.answers)
+        self._exchange = Exchange(fetch, guard, resolver, Turns(self.pace), self._now, self._forbids)
+        self._gate = RobotsGate(self._exchange, self._agent, fetch, self._hosts.rules)
         return self
 
     async def __aexit__(
@@ -163,7 +177,7 @@ class Fetcher:
             forbidding = opt_out(
                 response.headers.getall("X-Robots-Tag", []),
                 self._agent,
-                tdm_reservation=response.headers.get("TDM-Reservation"),
+                tdm_reservations=response.headers.getall("TDM-Reservation", []),
             )
             if forbidding is not None:
                 raise FetchFault("opt_out", evidence=forbidding)
@@ -175,14 +189,22 @@ Receiver = Callable[[int, Fetched], Awaitable[None] | None]
 
 
 async def fetch_all(
-    urls: Sequence[str], config: DownloadConfig, num_workers: int, now: Callable[[], datetime], on_result: Receiver
+    urls: Sequence[str],
+    config: DownloadConfig,
+    num_workers: int,
+    now: Callable[[], datetime],
+    on_result: Receiver,
+    *,
+    hosts: KnownHosts | None = None,
+    forbids: Callable[[str], str | None] = lambda _: None,
 ) -> None:
     """Calls `on_result(position, fetched)` once per URL, as they complete.
 
-    At most `config.fetch.concurrency` bodies are in memory, those that `on_result` awaits for included. What
+    At most `config.fetch.concurrency` bodies are in memory, those that `on_result` awaits for included. `hosts` and
+    `forbids` are those of Fetcher. What
     `on_result` raises ends it all, and so does the TryAgainError of a network that seems dead (`config.health`).
     """
-    async with Fetcher(config, num_workers, now) as fetcher:
+    async with Fetcher(config, num_workers, now, hosts=hosts, forbids=forbids) as fetcher:
         crew = _Crew(fetcher, urls, config, on_result)
         try:
             await crew.run()

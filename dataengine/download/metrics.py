@@ -58,6 +58,8 @@ class Summary:
     reasons: Counter[str]
     slow_hosts: list[tuple[str, int, float]]
     """Host, number of URLs, mean seconds of its server per URL; those first that took most time in all."""
+    resting: tuple[str, str, float] | None = None
+    """Of parts under way, the host that is left alone longest: why, and for how many seconds."""
 
     @property
     def ok_share(self) -> float:
@@ -75,6 +77,7 @@ def summarise(metrics: Iterable[Mapping[str, Any]]) -> Summary:
     num_urls, num_bytes = 0, 0
     reasons: Counter[str] = Counter()
     hosts: dict[str, list[float]] = {}
+    resting: list[tuple[str, str, float]] = []
     for item in metrics:
         num_urls += item.get("num_urls", 0)
         num_bytes += item.get("num_body_bytes", 0)
@@ -83,8 +86,10 @@ def summarise(metrics: Iterable[Mapping[str, Any]]) -> Summary:
             counted = hosts.setdefault(host, [0, 0.0])
             counted[0] += number
             counted[1] += spent
+        if item.get("resting"):
+            resting.append(tuple(item["resting"]))
     slowest = [(host, int(number), spent / number) for host, (number, spent) in _slowest(hosts)]
-    return Summary(num_urls, num_bytes, reasons, slowest)
+    return Summary(num_urls, num_bytes, reasons, slowest, max(resting, key=lambda item: item[2], default=None))
 
 
 def _slowest(hosts: Mapping[str, list[float]]) -> list[tuple[str, list[float]]]:
@@ -111,6 +116,9 @@ class Gauge:
         if summary.slow_hosts:
             host, _, mean_seconds = summary.slow_hosts[0]
             parts.append(f"slowest host {host} {mean_seconds:.1f} s a URL")
+        if summary.resting is not None:
+            host, reason, rest_seconds = summary.resting
+            parts.append(f"{host} is left alone for {rest_seconds:.0f} s ({reason})")
         return " · ".join(parts)
 
     def _rates(self) -> list[str]:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 _FORBIDDING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 # The hours of a date precede a colon too ("25 Jun 2030 15:00"), but hold spaces or begin with a digit.
+# Who writes a semicolon or a space means a comma.
+_SEPARATORS = re.compile("[,;]")
 _ROBOT = re.compile(r"\*|[A-Za-z][\w.-]*")
 
 
@@ -22,17 +24,17 @@ def agent_token(user_agent: str) -> str:
     return name[0] if name else ""
 
 
-def opt_out(headers: Sequence[str], agent: str, *, tdm_reservation: str | None = None) -> str | None:
+def opt_out(headers: Sequence[str], agent: str, *, tdm_reservations: Sequence[str] = ()) -> str | None:
     """The directive that forbids `agent` the use of an image, or None.
 
-    `headers` are the values of all X-Robots-Tag headers, `agent` is an agent_token, and `tdm_reservation` is
-    the value of the header of that name.
+    `headers` are the values of all X-Robots-Tag headers, `agent` is an agent_token, and `tdm_reservations`
+    are the values of all headers of that name.
     """
     for value in headers:
         forbidding = _forbidding_directive(value, agent)
         if forbidding:
             return f"x-robots-tag: {forbidding}"
-    if tdm_reservation is not None and tdm_reservation.strip() == "1":
+    if any(value.strip() == "1" for value in tdm_reservations):
         return "tdm-reservation: 1"
     return None
 
@@ -40,11 +42,12 @@ def opt_out(headers: Sequence[str], agent: str, *, tdm_reservation: str | None =
 def _forbidding_directive(value: str, agent: str) -> str | None:
     """The first directive of one header that forbids; a robot's name holds until the next one."""
     robot = "*"
-    for entry in value.split(","):
+    for entry in _SEPARATORS.split(value):
         name, colon, rest = entry.partition(":")
         directive = name.strip()
         if colon and directive.lower() not in _WITH_VALUE | _FORBIDDING and _ROBOT.fullmatch(directive):
             robot, directive = directive, rest.strip()
-        if directive.lower() in _FORBIDDING and robot.lower() in ("*", agent.lower()):
-            return directive if robot == "*" else f"{robot}: {directive}"
+        found = next((word for word in directive.split() if word.lower() in _FORBIDDING), None)
+        if found and robot.lower() in ("*", agent.lower()):
+            return found if robot == "*" else f"{robot}: {found}"
     return None

@@ -77,6 +77,13 @@ class Pace:
         is_long = known.refused_until - now > _MAX_WAIT_SECONDS or known.num_refusals >= _MAX_REFUSALS
         return known.reason if is_long else None
 
+    def resting(self, now: float) -> tuple[str, str, float] | None:
+        """The host that wants to be left alone longest, why, and for how many more seconds."""
+        host = max(self._hosts, key=lambda host: self._hosts[host].refused_until, default=None)
+        if host is None or self._hosts[host].refused_until <= now:
+            return None
+        return host, self._hosts[host].reason, self._hosts[host].refused_until - now
+
     def start(self, host: str, now: float) -> bool:
         """Whether `host` may be asked now; if so, a request counts as started."""
         known = self._of(host, now)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
-from dataengine.download.body import read_body
+from dataengine.download.body import read_start
 from dataengine.download.exchange import Exchange, FetchFault
 from dataengine.download.robots import MAX_ROBOTS_BYTES, RobotsRules, parse_robots
 from dataengine.download.turns import Seats, Trip
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_REDIRECTS = 5  # as many as RFC 9309 wants followed
 _MAX_ORIGINS = 4096  # remembered at a time
+_MAX_AGE_SECONDS = 86_400.0  # RFC 9309, 2.4
 _SAME_FOR_IMAGES = frozenset({"dns", "connect", "tls", "blocked_address", "blocked_port", "bad_url"})
 
 
@@ -35,13 +36,17 @@ class _Question:
 
 
 class RobotsGate:
-    """Remembers the rules of every origin for one robot; `close` it in the event loop it is used in."""
+    """Remembers the rules of every origin for one robot in `known`; `close` it in the event loop it is used in."""
 
-    def __init__(self, exchange: Exchange, agent: str, config: FetchConfig) -> None:
+    def __init__(
+        self, exchange: Exchange, agent: str, config: FetchConfig, known: dict[URL, tuple[RobotsRules, float]]
+    ) -> None:
         self._exchange = exchange
         self._agent = agent
         self._config = config
+        self._known = known
         self._asked: dict[URL, _Question] = {}
+        self._loop = asyncio.get_running_loop()
 
     async def check(self, url: URL, trip: Trip) -> None:
         """Raises FetchFault robots with the forbidding line, or robots_unreachable.
@@ -50,17 +55,10 @@ class RobotsGate:
         connected to keeps its own reason, because images fail for it all the same.
         """
         origin = url.origin()
-        question = self._asked.get(origin)
-        if question is None:
-            question = self._asked[origin] = self._question(origin, trip.seats)
-        answer = question.task.result() if question.task.done() else await self._wait(question, trip)
-        if isinstance(answer, FetchFault):
-            if self._asked.get(origin) is question:
-                del self._asked[origin]  # the next attempt asks again
-            raise FetchFault(
-                answer.reason, retry_after_seconds=answer.retry_after_seconds, is_unasked=answer.is_unasked
-            )
-        line = answer.forbidding(url.raw_path_qs)
+        rules, until = self._known.get(origin, (None, 0.0))
+        if rules is None or until <= self._loop.time():
+            rules = await self._rules(origin, trip)
+        line = rules.forbidding(url.raw_path_qs)
         if line is not None:
             raise FetchFault("robots", evidence=f"robots.txt: {line}")
 
@@ -71,35 +69,63 @@ class RobotsGate:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _question(self, origin: URL, seats: Seats | None) -> _Question:
-        if len(self._asked) >= _MAX_ORIGINS:
-            del self._asked[next(iter(self._asked))]
-        trip = Trip(self._config.total_seconds, seats)
-        return _Question(trip, self._seated(origin, trip))
-
-    async def _wait(self, question: _Question, trip: Trip) -> RobotsRules | FetchFault:
-        loop = asyncio.get_running_loop()
-        before = question.trip.server_seconds(loop.time())
+    async def _rules(self, origin: URL, trip: Trip) -> RobotsRules:
+        question = self._asked.get(origin)
+        if question is None:
+            question = self._asked[origin] = self._question(origin, trip.seats)
+        before = question.trip.server_seconds(self._loop.time())
         # Shielded: other URLs of the origin wait for the same answer.
         answer = await trip.aside(asyncio.shield(question.task))
         trip.charge(question.trip.used_seconds - before)
+        if isinstance(answer, FetchFault):
+            raise FetchFault(
+                answer.reason,
+                retry_after_seconds=answer.retry_after_seconds,
+                is_unasked=answer.is_unasked,
+                is_final=answer.is_final,
+            )
         return answer
+
+    def _question(self, origin: URL, seats: Seats | None) -> _Question:
+        trip = Trip(self._config.total_seconds, seats)
+        question = _Question(trip, self._seated(origin, trip))
+        question.task.add_done_callback(lambda task: self._settle(origin, task))
+        return question
+
+    def _settle(self, origin: URL, task: asyncio.Task[RobotsRules | FetchFault]) -> None:
+        """Rules are remembered; after a fault, the next attempt asks again."""
+        del self._asked[origin]
+        answer = None if task.cancelled() or task.exception() else task.result()
+        if isinstance(answer, RobotsRules):
+            self._known.pop(origin, None)
+            if len(self._known) >= _MAX_ORIGINS:
+                del self._known[next(iter(self._known))]
+            self._known[origin] = answer, self._loop.time() + _MAX_AGE_SECONDS
 
     async def _seated(self, origin: URL, trip: Trip) -> RobotsRules | FetchFault:
         if trip.seats is None:
             return await self._ask(origin, trip)
         await trip.seats.take()
-        answer = await self._ask(origin, trip)
-        trip.seats.leave()
-        return answer
+        try:
+            return await self._ask(origin, trip)
+        finally:
+            trip.seats.leave()
 
     async def _ask(self, origin: URL, trip: Trip) -> RobotsRules | FetchFault:
+        answered: list[int] = []
         try:
-            return await self._exchange.follow(origin / "robots.txt", _MAX_REDIRECTS, self._receive, trip)
+            return await self._exchange.follow(
+                origin / "robots.txt",
+                _MAX_REDIRECTS,
+                self._receive,
+                trip,
+                observe=lambda response: answered.append(response.status),
+            )
         except FetchFault as fault:
             if fault.reason == "redirects":
                 return RobotsRules()
-            keeps_reason = fault.is_unasked or fault.reason in _SAME_FOR_IMAGES
+            # Where a redirect of robots.txt leads says nothing about the images.
+            keeps_reason = not answered and (fault.is_unasked or fault.reason in _SAME_FOR_IMAGES)
             return fault if keeps_reason else FetchFault("robots_unreachable")
 
     async def _receive(self, response: aiohttp.ClientResponse, trip: Trip) -> RobotsRules:
@@ -108,5 +134,5 @@ class RobotsGate:
             raise FetchFault("robots_unreachable")
         if response.status != 200:
             return RobotsRules()
-        body = await read_body(response, MAX_ROBOTS_BYTES, self._config.min_bytes_per_second, trip)
+        body = await read_start(response, MAX_ROBOTS_BYTES, self._config.min_bytes_per_second, trip)
         return parse_robots(body, self._agent)

@@ -47,13 +47,15 @@ class _LookUp(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """What is known of a name: its addresses, or why there are none."""
 
     addresses: tuple[tuple[str, socket.AddressFamily], ...] = ()
     blocked: str | None = None
     """The first address that is refused."""
     fault: str | None = None
+    is_absent: bool = False
+    """Whether DNS says that there is no such name, rather than nothing."""
     until: float = 0.0
     """By the clock of the event loop."""
 
@@ -61,11 +63,11 @@ class _Answer:
 class GuardedResolver(AbstractResolver):
     """Resolves names as `guard` allows, asking the servers and keeping the answers that `fetch` says.
 
-    Make, use and close it in one event loop. Time-to-live fields of DNS are ignored: a stranger's zero would have
-    every URL ask again.
+    Make, use and close it in one event loop; `known` holds answers from earlier ones, by the same clock. Time-to-live
+    fields of DNS are ignored: a stranger's zero would have every URL ask again.
     """
 
-    def __init__(self, guard: GuardConfig, fetch: FetchConfig) -> None:
+    def __init__(self, guard: GuardConfig, fetch: FetchConfig, known: dict[str, Answer] | None = None) -> None:
         self._deny_networks = guard.deny_networks
         self._mapped = {canonical_host(name): _split_port(target) for name, target in guard.hosts.items()}
         self._exempt = self._mapped.keys() | {canonical_host(name) for name in guard.allow_hosts}
@@ -73,16 +75,16 @@ class GuardedResolver(AbstractResolver):
         self._look_up: _LookUp = (
             _NameServers(fetch.nameservers, fetch.connect_seconds) if fetch.nameservers else _System()
         )
-        self._known: dict[str, _Answer] = {}
-        self._asked: dict[str, asyncio.Task[_Answer]] = {}
+        self._known = {} if known is None else known
+        self._asked: dict[str, asyncio.Task[Answer]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Every address of `host`.
 
-        Raises OSError when DNS has none, BlockedAddress when any of them is refused: a name that leads to a
-        public and a private address is an attack or a mistake.
+        Raises NoSuchName when DNS says that there is none, OSError when it says nothing, BlockedAddress when any of
+        them is refused: a name that leads to a public and a private address is an attack or a mistake.
         """
         name = canonical_host(host)
         target, target_port = self._mapped.get(name, (name, port))
@@ -98,7 +100,8 @@ class GuardedResolver(AbstractResolver):
             if family in (socket.AF_UNSPEC, kind)
         ]
         if not found:
-            raise OSError(f"{host}: {answer.fault or 'no address of the family asked for'}")
+            kind_of_fault = NoSuchName if answer.is_absent else OSError
+            raise kind_of_fault(f"{host}: {answer.fault or 'no address of the family asked for'}")
         return found
 
     async def close(self) -> None:
@@ -108,7 +111,7 @@ class GuardedResolver(AbstractResolver):
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
         await self._look_up.close()
 
-    async def _answer(self, name: str) -> _Answer:
+    async def _answer(self, name: str) -> Answer:
         known = self._known.get(name)
         if known is not None and known.until > asyncio.get_running_loop().time():
             return known
@@ -119,17 +122,18 @@ class GuardedResolver(AbstractResolver):
         # Shielded: others wait for the same answer when this one runs out of time.
         return await asyncio.shield(asked)
 
-    async def _ask(self, name: str) -> _Answer:
+    async def _ask(self, name: str) -> Answer:
         loop = asyncio.get_running_loop()
         try:
             addresses = await self._addresses(name)
         except NoSuchName as error:
-            answer = _Answer(fault=str(error), until=loop.time() + self._cache_seconds * _NEGATIVE_SHARE)
+            until = loop.time() + self._cache_seconds * _NEGATIVE_SHARE
+            answer = Answer(fault=str(error), is_absent=True, until=until)
         except OSError as error:
             seconds = min(_FAILURE_SECONDS, self._cache_seconds * _NEGATIVE_SHARE)
-            answer = _Answer(fault=str(error), until=loop.time() + seconds)
+            answer = Answer(fault=str(error), until=loop.time() + seconds)
         else:
-            answer = _Answer(
+            answer = Answer(
                 tuple((address, _family(address)) for address in addresses),
                 next((address for address in addresses if refused(address, self._deny_networks)), None),
                 until=loop.time() + self._cache_seconds,
@@ -145,7 +149,7 @@ class GuardedResolver(AbstractResolver):
             raise NoSuchName(f"{name!r} cannot be a host name")
         return (await self._look_up.addresses(name))[:_MAX_ADDRESSES]
 
-    def _remember(self, name: str, answer: _Answer) -> None:
+    def _remember(self, name: str, answer: Answer) -> None:
         self._known.pop(name, None)  # the oldest answer comes first
         if len(self._known) >= MAX_NAMES:
             del self._known[next(iter(self._known))]

@@ -23,7 +23,7 @@ Integrity = Literal["require", "prefer", "record"]
 
 _NOTHING: Row = dict.fromkeys(SAMPLE.arrow.names)
 _MAX_DETAIL_CHARS = 300
-_OF_FETCH = ("http_status", "final_url", "content_type", "opt_out", "fetched_at", "num_attempts")
+_OF_FETCH = ("http_status", "final_url", "content_type", "fetched_at", "num_attempts")
 _OF_IMAGE = ("format", "width", "height", "original_width", "original_height", "xxh3", "pixel_hash")
 
 
@@ -47,13 +47,9 @@ def unfetched(candidate: Row, blocklist: Blocklist, integrity: Integrity) -> Row
 def unanswered(candidate: Row, fetched: Fetched) -> Row:
     """The row of a candidate whose URL gave no body."""
     assert fetched.reason is not None
-    return failed(candidate["key"], fetched.reason, fetched.opt_out) | of_fetch(fetched)
-
-
-def redirected(candidate: Row, fetched: Fetched, blocklist: Blocklist) -> Row | None:
-    """The row of a candidate whose redirects led to what is listed; None: they did not."""
-    entry = None if fetched.final_url is None else blocklist.forbids_url(fetched.final_url)
-    return None if entry is None else failed(candidate["key"], "blocklist", entry) | of_fetch(fetched)
+    row = failed(candidate["key"], fetched.reason, fetched.evidence) | of_fetch(fetched)
+    is_asked_for = fetched.reason in ("robots", "opt_out")  # by those whose picture it is, not by our lists
+    return row | {"opt_out": fetched.evidence if is_asked_for else None}
 
 
 def judged(candidate: Row, decoded: Decoded, blocklist: Blocklist, integrity: Integrity) -> Row:

@@ -105,7 +105,7 @@ def load_blocklist(root: Root, patterns: Sequence[str]) -> Blocklist:
     return _read_blocklist(root, tuple((path, content_fingerprint(root, path)) for path in files))
 
 
-@functools.lru_cache(maxsize=2)  # once per process, not per part: a list may hold millions
+@functools.lru_cache(maxsize=2)  # parsed once per process, not per part: a list may hold millions
 def _read_blocklist(root: Root, files: tuple[tuple[str, str], ...]) -> Blocklist:
     blocklist = Blocklist()
     for path, _ in files:

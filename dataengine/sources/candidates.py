@@ -36,7 +36,7 @@ ROUTED = TableSchema(
 )
 
 # Scheme, user name if any, host, port if any, the rest. U+FFFD stands for bytes that were no UTF-8.
-_HTTP_URL = "^(?i:https?)://([^/?#@\\s]*@)?(\\[[^/\\]]+\\]|[^/?#@:\\s\ufffd]+)(:[0-9]*)?([/?#][^\ufffd]*)?$"
+_HTTP_URL = "^\\s*(?i:https?)://([^/?#@\\s]*@)?(\\[[^/\\]]+\\]|[^/?#@:\\s\ufffd]+)(:[0-9]*)?([/?#][^\ufffd]*)?\\s*$"
 _HASH = "^([0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})$"  # MD5, SHA-1, SHA-256
 
 MAX_DETAIL_CHARS = 120

@@ -22,9 +22,13 @@ Row = list[str | None] | str
 """The wanted fields; or, of a record that cannot be read, its first line (from 1) and what is wrong with it."""
 
 _TOO_LONG = f"longer than {MAX_RECORD_BYTES:,} bytes"
+_BARE_RETURN = "a carriage return without a line feed; end lines with either \\n or \\r\\n"
 _UNCLOSED = "a quote is never closed"
 # What an unclosed quote swallowed is read again, so a file of nothing but such lines costs the square of this.
 _MAX_RECORD_LINES = 256
+
+# For the whole process: the default, 131,072 characters of a field, would be less than what we promise.
+csv.field_size_limit(MAX_RECORD_BYTES)
 
 _BOM = "\ufeff"
 
@@ -61,7 +65,7 @@ def csv_records(lines: Iterator[str | None], delimiter: str) -> Iterator[tuple[i
             line = feed.first_line
             feed.give_back()
             reader = csv.reader(feed, delimiter=delimiter)
-            yield line, str(error)
+            yield line, _BARE_RETURN if "new-line character" in str(error) else str(error)
         else:
             if record:
                 yield feed.first_line, record

@@ -27,10 +27,11 @@ from dataengine.sources.candidates import (
     route_rows,
     rows_of_range,
 )
+from dataengine.sources.files import expand_braces
 from dataengine.sources.hosts import HOSTS, count_hosts
 from dataengine.sources.in_place import content_sha256
 from dataengine.sources.tables import cut_table, file_name, read_columns, table_format
-from dataengine.storage.inputs import content_fingerprint, find_files
+from dataengine.storage.inputs import content_fingerprint, find_files, input_address
 from dataengine.storage.rundir import Part, Plan
 from dataengine.storage.store import Root
 
@@ -45,7 +46,7 @@ class ScanTable(Step):
     """Reads the input files of a URL-table source and routes their rows to key ranges."""
 
     stage: ClassVar[str] = "sources"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     source: str
     config: TableSource
     part_rows: int
@@ -62,7 +63,8 @@ class ScanTable(Step):
         return {"source": self.source, "config": self.config.identity(), "part_rows": self.part_rows}
 
     def plan(self, context: PlanContext) -> Plan:
-        files = find_files(context.root, self.config.paths, f"sources.{self.source}.paths")
+        patterns = [name for item in self.config.paths for name in expand_braces(input_address(context.root, item))]
+        files = find_files(context.root, patterns, f"sources.{self.source}.paths")
         contents = {path: content_fingerprint(context.root, path) for path in files}
         specs = [spec for number, path in enumerate(files) for spec in self._specs(context.root, path, number)]
         num_ranges = max(1, -(-sum(spec["num_rows"] for spec in specs) // self.part_rows))
@@ -80,7 +82,7 @@ class ScanTable(Step):
     def _specs(self, root: Root, path: str, number: int) -> Iterator[dict[str, Any]]:
         form, compression = table_format(path, self.config.format)
         with root.open(path) as file:
-            pieces = cut_table(file, path, form, compression)
+            pieces = cut_table(file, path, form, compression, columns_of(self.config, form))
         for piece in pieces:
             groups = piece.row_groups
             yield {

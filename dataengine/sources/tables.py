@@ -78,17 +78,21 @@ def file_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def cut_table(file: BinaryIO, path: str, format: str, compression: str | None) -> list[Piece]:
+def cut_table(
+    file: BinaryIO, path: str, format: str, compression: str | None, columns: Sequence[str] = ()
+) -> list[Piece]:
     """The pieces that a table is read in, in order; at least one.
 
     Parquet tells from its footer, and is cut between row groups into pieces of about PIECE_ROWS; others are read.
-    Raises InputError naming `path` when the file is unreadable.
+    Raises InputError naming `path` when the file is unreadable, or names its columns and lacks one of `columns`.
     """
     with _readable(path, format):
         if format != "parquet":
-            return [Piece(0, _count_rows(_text_stream(file, path, compression), path, format), None)]
+            return [Piece(0, _count_rows(_text_stream(file, path, compression), path, format, columns), None)]
+        parquet = open_parquet(file, path)
+        _check_names(path, columns, parquet.schema_arrow.names)
         pieces, first_row = [], 0
-        for row_groups, num_rows in cut_row_groups(open_parquet(file, path).metadata, PIECE_ROWS):
+        for row_groups, num_rows in cut_row_groups(parquet.metadata, PIECE_ROWS):
             pieces.append(Piece(first_row, num_rows, row_groups))
             first_row += num_rows
         return pieces
@@ -124,10 +128,10 @@ def _readable(path: str, format: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot read this {format} file: {error}; fetch or write it again") from error
 
 
-def _count_rows(stream: io.BufferedReader[io.RawIOBase], path: str, format: str) -> int:
+def _count_rows(stream: io.BufferedReader[io.RawIOBase], path: str, format: str, columns: Sequence[str]) -> int:
     if format in _DELIMITERS:
         records = csv_records(text_lines(stream), _DELIMITERS[format])
-        _header(records, path)
+        _check_names(path, columns, _header(records, path))
         return sum(1 for _ in records)
     if format == "json" and _is_array(stream, path):
         return sum(1 for _ in array_rows(stream, []))

@@ -30,6 +30,8 @@ def find_files(root: Root, patterns: Iterable[str], where: str) -> list[str]:
     for pattern in patterns:
         address = input_address(root, pattern)
         matches = _expand(root, address)
+        if not matches and Path(address).is_dir():
+            raise InputError(f"{where}: {address}: is a folder; name the files in it, such as {address}/*.parquet")
         if not matches:
             raise InputError(f"{where}: {address}: no such file; check the path, and that this machine can reach it")
         found.update(dict.fromkeys(matches))

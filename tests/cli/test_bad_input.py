@@ -100,6 +100,26 @@ def test_an_override_that_asks_for_what_cannot_be(cli: CommandLine, tmp_path: Pa
     refused(cli, write_config(tmp_path), 2, "ConfigError", word, sets=(text,))
 
 
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_block_lists_are_read_before_anything_runs(cli: CommandLine, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "list.txt").write_text("bad.example\nno entry at all\n")
+    for name, words in (("list.txt", "list.txt, line 2: got 'no entry at all'"), ("none.txt", "no such file")):
+        said = cli(verb, write_config(tmp_path, download={"blocklists": [str(tmp_path / name)]}))
+        assert (said.code, words in said.err) == (3, True), said.err
+    assert not list(tmp_path.glob("root/runs/*/sources"))
+
+
+def test_plan_knows_the_columns_of_every_table(cli: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("url,text\nhttp://gone.test/1.jpg,one\n")
+    said = cli("plan", write_config(tmp_path, {"kind": "table", "paths": [str(tmp_path / "x.csv")]}))
+    assert "no column 'caption'" in said.out
+
+
+def test_a_folder_is_no_table(cli: CommandLine, tmp_path: Path) -> None:
+    config = write_config(tmp_path, {"kind": "table", "paths": [str(tmp_path)]})
+    refused(cli, config, 3, "is a folder; name the files in it")
+
+
 def test_a_head_made_for_another_model(cli: CommandLine, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file

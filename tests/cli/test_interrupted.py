@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.cli.command import CommandLine, manifests, picture_tar, write_config
 
@@ -76,6 +82,28 @@ def test_a_full_disk(cli: CommandLine, tmp_path: Path, small_disk: Path) -> None
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert cli("run", config).code == 0
     assert len(manifests(tmp_path)) == 1
+
+
+def test_a_full_scratch_disk(
+    cli: CommandLine, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)  # larger than the disk
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    table = tmp_path / "urls.csv"
+    table.write_text("url,caption\nhttp://pics.test/1.png,noise\n")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port, image = server.server_port, {"format": "png"}
+        guard = {"hosts": {"pics.test": f"127.0.0.1:{port}"}}
+        source = {"kind": "table", "paths": [str(table)]}
+        config = write_config(tmp_path, source, download={"guard": guard, "image": image})
+        monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+        said = cli("run", config, "--until", "download")
+        assert (said.code, "TMPDIR" in said.err, str(small_disk) in said.err) == (74, True, True)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        assert cli("run", config, "--until", "download").code == 0
+        server.shutdown()
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:

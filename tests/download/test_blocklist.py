@@ -24,6 +24,7 @@ def _listed(*lines: str) -> Blocklist:
         ("bad.example", "http://notbad.example/1.jpg", None),
         ("bad.example", "http://bad.example.org/1.jpg", None),
         ("bücher.example", "http://xn--bcher-kva.example/a", "domain xn--bcher-kva.example"),
+        ("faß.example", "http://faß.example/a", "domain xn--fa-hia.example"),
         ("http://x.example/a.jpg", "http://X.example/a.jpg#top", "url http://x.example/a.jpg"),
         ("http://x.example/a.jpg", "http://u:p@x.example/a.jpg", "url http://x.example/a.jpg"),
         ("http://x.example/a.jpg", "http://x.example/A.jpg", None),

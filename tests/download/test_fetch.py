@@ -13,9 +13,11 @@ from datetime import timedelta
 import pytest
 
 from dataengine.config.download import DownloadConfig, GuardConfig, LimitsConfig
+from dataengine.download.blocklist import Blocklist, parse_blocklist
 from dataengine.download.fetch import Fetched, Fetcher
-from tests.download.fetching import HOST, NOW, config, fetch, fetch_one
-from tests.download.site import NOT_FOUND, Route, reply, serving
+from dataengine.download.known_hosts import new_hosts
+from tests.download.fetching import HOST, NOW, collect, config, fetch, fetch_one
+from tests.download.site import NOT_FOUND, Route, Site, reply, serving
 
 
 def test_a_plain_image_comes_with_its_evidence() -> None:
@@ -27,7 +29,7 @@ def test_a_plain_image_comes_with_its_evidence() -> None:
         200,
         f"http://{HOST}/a?b=1",
         "image/png",
-        opt_out=None,
+        evidence=None,
         fetched_at=NOW,
         num_attempts=1,
         host=HOST,
@@ -262,7 +264,7 @@ def test_opt_out_headers_are_honoured(header: str) -> None:
     routes = {"/a": reply(b"x", "200 OK", header)}
     fetched = fetch_one(routes)
     assert (fetched.content, fetched.reason) == (None, "opt_out")
-    assert fetched.opt_out is not None
+    assert fetched.evidence is not None
     assert fetch_one(routes, honor=False).content == b"x"
 
 
@@ -286,7 +288,7 @@ def test_robots_txt_is_asked_once_and_obeyed() -> None:
     urls = [f"http://{HOST}/{path}" for path in ("a", "private/a", "b")]
     fetched, site = fetch(routes, *urls)
     assert [each.content for each in fetched] == [b"x", None, b"y"]
-    assert (fetched[1].reason, fetched[1].opt_out) == ("robots", "robots.txt: Disallow: /private")
+    assert (fetched[1].reason, fetched[1].evidence) == ("robots", "robots.txt: Disallow: /private")
     assert site.paths == {"/robots.txt": 1, "/a": 1, "/b": 1}
     fetched, site = fetch(routes | {"/private/a": reply(b"z")}, *urls, honor=False)
     assert fetched[1].content == b"z"
@@ -318,6 +320,93 @@ def test_a_redirect_needs_the_permission_of_where_it_leads() -> None:
 )
 def test_a_robots_txt_that_cannot_be_had(robots: Route, reason: str | None) -> None:
     assert fetch_one({"/robots.txt": robots, "/a": reply(b"x")}).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack", "reason"),
+    [("gzip", gzip.compress, "robots"), ("deflate", zlib.compress, "robots"), ("br", bytes, "robots_unreachable")],
+)
+def test_a_packed_robots_txt_is_unpacked(encoding: str, pack: Callable[[bytes], bytes], reason: str) -> None:
+    for rules in (b"User-agent: *\nDisallow: /\n", b"User-agent: *\nDisallow: /\n" + b"#" * 3_000_000):
+        robots = reply(pack(rules)[:600_000], "200 OK", f"Content-Encoding: {encoding}")
+        assert fetch_one({"/robots.txt": robots, "/a": reply(b"x")}).reason == reason
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/robots.txt", "http://down.test/robots.txt", "ftp://x/y"])
+def test_where_a_robots_txt_redirects_to_is_no_matter_of_the_image(place: str) -> None:
+    fetched = fetch_one({"/robots.txt": redirect(place), "/a": reply(b"x")})
+    assert fetched.reason == "robots_unreachable"
+
+
+def test_a_list_is_obeyed_at_every_hop() -> None:
+    async def run() -> tuple[list[Fetched], Site]:
+        routes = {"/a": redirect("http://other.test/x"), "/x": redirect(f"http://{HOST}/b"), "/b": reply(b"x")}
+        async with serving(routes) as site:
+            lists = Blocklist()
+            parse_blocklist(["other.test"], "list", lists)
+            asked = config(site)
+            async with (
+                Fetcher(asked, 1, lambda: NOW, forbids=lists.forbids_url) as guarded,
+                Fetcher(asked, 1, lambda: NOW) as free,
+            ):
+                return [await guarded.fetch(f"http://{HOST}/a"), await free.fetch(f"http://{HOST}/a")], site
+
+    (guarded, free), site = asyncio.run(run())
+    assert (guarded.reason, guarded.evidence) == ("blocklist", "domain other.test")
+    assert free.content == b"x"
+    assert site.paths["/x"] == 1
+
+
+def test_a_name_that_does_not_exist_costs_no_patience() -> None:
+    """It has no server that rest would help, and to ask for it again at once is in vain."""
+    started = time.monotonic()
+    urls = [f"http://nowhere.invalid/{number}" for number in range(50)]
+    results, _ = collect({}, urls, retries=2)
+    assert {fetched.reason for fetched in results.values()} == {"dns"}
+    assert {fetched.num_attempts for fetched in results.values()} == {1}
+    assert time.monotonic() - started < 5
+
+
+def test_what_is_known_of_a_host_outlives_a_part() -> None:
+    async def run() -> tuple[list[str | None], Site]:
+        routes = {"/a": reply(b"x"), "/busy": reply(b"", "429 Slow down", "Retry-After: 3600")}
+        async with serving(routes) as site:
+            asked, reasons = config(site), []
+            hosts = new_hosts(asked.fetch, 1)
+            for path in ("a", "a", "busy", "a"):
+                async with Fetcher(asked, 1, lambda: NOW, hosts=hosts) as fetcher:
+                    reasons.append((await fetcher.fetch(f"http://{HOST}/{path}")).reason)
+            return reasons, site
+
+    reasons, site = asyncio.run(run())
+    assert reasons == [None, None, "http_429", "http_429"]
+    assert site.paths == {"/robots.txt": 1, "/a": 2, "/busy": 1}
+
+
+def test_rules_are_asked_for_again_after_a_day() -> None:
+    async def run() -> Site:
+        async with serving({"/a": reply(b"x")}) as site:
+            asked = config(site)
+            hosts = new_hosts(asked.fetch, 1)
+            for _ in range(2):
+                async with Fetcher(asked, 1, lambda: NOW, hosts=hosts) as fetcher:
+                    await fetcher.fetch(f"http://{HOST}/a")
+                for origin, (rules, until) in list(hosts.rules.items()):
+                    hosts.rules[origin] = rules, until - 86_400
+            return site
+
+    assert asyncio.run(run()).paths["/robots.txt"] == 2
+
+
+def test_a_body_of_several_gzip_members_is_whole() -> None:
+    def answer(body: bytes) -> Fetched:
+        return fetch_one({"/a": reply(body, "200 OK", "Content-Encoding: gzip")})
+
+    assert answer(gzip.compress(b"one") + gzip.compress(b"two")).content == b"onetwo"
+    assert answer(gzip.compress(b"one") + b"\0" * 8).content == b"one"
+    assert answer(gzip.compress(b"one") + gzip.compress(b"two")[:-3]).reason == "truncated"
+    assert answer(gzip.compress(b"") * 100).reason == "protocol"
+    assert answer(gzip.compress(b"x" * 3000) * 2).reason == "too_large"
 
 
 def test_an_unreachable_robots_txt_is_asked_again() -> None:

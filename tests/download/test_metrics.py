@@ -6,7 +6,7 @@ from dataengine.download.metrics import Gauge, Tally, summarise
 
 def _fetched(host: str, seconds: float, num_bytes: int) -> Fetched:
     return Fetched(
-        content=b"", reason=None, http_status=200, final_url=None, content_type=None, opt_out=None, fetched_at=None,
+        content=b"", reason=None, http_status=200, final_url=None, content_type=None, evidence=None, fetched_at=None,
         num_attempts=1, host=host, seconds=seconds, num_body_bytes=num_bytes,
     )  # fmt: skip
 
@@ -32,3 +32,7 @@ def test_the_line_tells_rates_of_the_last_half_minute() -> None:
     assert "50 URLs/s" in line
     assert "0.5 MB/s" in line
     assert "slowest host slow.test 2.0 s a URL" in line
+    parts = [
+        tally.metrics() | {"resting": rest} for rest in (None, ["a.test", "http_429", 9.0], ["b.test", "dns", 40.2])
+    ]
+    assert gauge.line(parts, 100.0).endswith("b.test is left alone for 40 s (dns)")

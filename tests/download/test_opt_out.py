@@ -35,15 +35,21 @@ from dataengine.download.opt_out import agent_token, opt_out
         (["max-snippet: 20, max-image-preview: large, noai"], "noai"),
         (["noaim, xnoai"], None),
         ([" , ,:,noai"], "noai"),
+        (["nofollow;noai"], "noai"),
+        (["nofollow noindex"], "noindex"),
+        (["otherbot: nofollow noindex"], None),
     ],
 )
 def test_robots_tags(headers: list[str], found: str | None) -> None:
     assert opt_out(headers, "dataengine") == (found and f"x-robots-tag: {found}")
 
 
-@pytest.mark.parametrize(("value", "found"), [("1", True), (" 1 ", True), ("0", False), ("", False), (None, False)])
-def test_tdm_reservation(value: str | None, found: bool) -> None:
-    assert (opt_out([], "dataengine", tdm_reservation=value) is not None) == found
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [(["1"], True), ([" 1 "], True), (["0"], False), ([""], False), ([], False), (["0", "1"], True)],
+)
+def test_tdm_reservation(values: list[str], found: bool) -> None:
+    assert (opt_out([], "dataengine", tdm_reservations=values) is not None) == found
 
 
 def test_agent_token() -> None:

@@ -137,6 +137,16 @@ def test_a_host_that_asks_for_too_long_a_wait_is_given_up_for_now(wait: float) -
     assert sorted(hosts) == ["other.test", HOST, HOST]  # to be told so, not to wait
 
 
+def test_the_host_that_is_left_alone_longest_is_known() -> None:
+    asked = pace()
+    assert asked.resting(0.0) is None
+    for host, seconds in (("a.test", 5.0), ("b.test", 40.0)):
+        asked.start(host, 0.0)
+        asked.end(host, 0.0, 0.0, Refusal("http_429", seconds))
+    assert asked.resting(10.0) == ("b.test", "http_429", 30.0)
+    assert asked.resting(41.0) is None
+
+
 def test_a_dead_host_costs_bounded_time() -> None:
     asked, now = pace(), 0.0
     while asked.given_up(HOST, now) is None:

@@ -11,7 +11,7 @@ from dataengine.download.blocklist import Blocklist, parse_blocklist
 from dataengine.download.decoder import Decoded
 from dataengine.download.fetch import Fetched
 from dataengine.download.image import StoredImage
-from dataengine.download.rows import Integrity, algorithms_for, failed, judged, redirected, unfetched
+from dataengine.download.rows import Integrity, algorithms_for, failed, judged, unanswered, unfetched
 
 CONTENT = b"bytes of a picture"
 DIGESTS = {name: hashlib.new(name, CONTENT).hexdigest() for name in ("md5", "sha1", "sha256")}
@@ -87,14 +87,13 @@ def test_a_hash_that_is_none_is_a_fault_and_no_algorithm() -> None:
     assert algorithms_for([_candidate(fault="bad_hash", expected_hash="abc")], Blocklist()) == ("sha256",)
 
 
-def test_redirects_do_not_lead_around_a_list() -> None:
-    fetched = Fetched(
-        b"", None, 200, "http://cdn.evil.example/1.jpg", None, None, None, 1, "a.example", 0.1, 0,
-    )  # fmt: skip
-    row = redirected(_candidate(), fetched, _listed("evil.example"))
-    assert row is not None
-    assert (row["reason"], row["final_url"]) == ("blocklist", "http://cdn.evil.example/1.jpg")
-    assert redirected(_candidate(), fetched, _listed("other.example")) is None
+@pytest.mark.parametrize(("reason", "is_opt_out"), [("robots", True), ("opt_out", True), ("blocklist", False)])
+def test_only_what_strangers_say_is_an_opt_out(reason: str, is_opt_out: bool) -> None:
+    evidence = "what forbids it"
+    fetched = Fetched(None, reason, None, None, None, evidence, None, 1, "a.example", 0.1, 0)
+    row = unanswered(_candidate(), fetched)
+    assert (row["reason"], row["detail"]) == (reason, evidence)
+    assert row["opt_out"] == (evidence if is_opt_out else None)
 
 
 def test_no_more_hashes_than_needed() -> None:

@@ -68,12 +68,14 @@ def server() -> Iterator[_Server]:
         served.shutdown()
 
 
-def _config(folder: Path, server: _Server) -> Path:
-    urls = [f"http://pics.test/{number:02d}.png" for number in range(NUM_URLS)]
+def _config(folder: Path, server: _Server, host: str = "pics.test", *, known: bool | None = None) -> Path:
+    """A run over the pages of `server`, whose address is known as that of `host` unless this is not pics.test."""
+    urls = [f"http://{host}/{number:02d}.png" for number in range(NUM_URLS)]
     captions = [f"noise of kind {number}" for number in range(NUM_URLS)]
     pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "pics.parquet")
     source = {"kind": "table", "paths": [str(folder / "pics.parquet")]}
-    guard = {"hosts": {"pics.test": f"127.0.0.1:{server.server_address[1]}"}}
+    known = host == "pics.test" if known is None else known
+    guard = {"hosts": {host if known else "other.test": f"127.0.0.1:{server.server_address[1]}"}}
     return write_config(folder, source, part_rows=4, download={"guard": guard, "fetch": {"retries": 0}})
 
 
@@ -98,8 +100,8 @@ def test_failed_rows_are_asked_for_once_more(cli: CommandLine, server: _Server, 
     assert "http_503" not in said.out
     second = _samples(root)
     assert Counter(second["reason"]) == {None: NUM_URLS - 1, "http_404": 1}
-    # Only what failed for this reason was asked for, robots.txt apart.
-    assert {name for name in server.hits if server.hits[name] > hits[name]} == {*ILL, "robots.txt"}
+    # Only what failed for this reason was asked for; robots.txt once a process, whichever parts are done.
+    assert {name for name in server.hits if server.hits[name] > hits[name]} - {"robots.txt"} == {*ILL}
     # Good rows are the same to the last column, their bytes by reference.
     kept = first.filter(pl.col("status") == "ok")
     assert second.join(kept.select("key"), on="key", how="semi").equals(kept)
@@ -137,6 +139,32 @@ def test_what_still_fails_is_told_and_may_be_asked_again(cli: CommandLine, serve
     server.is_ill = False
     assert "http_503" not in cli("download-again", root / "runs/small").out
     assert Counter(_samples(root)["reason"])["http_503"] == 0
+
+
+def test_a_pass_that_changed_nothing_is_no_answer_to_the_next_one(
+    cli: CommandLine, server: _Server, tmp_path: Path
+) -> None:
+    """A name that is gone leaves no time of its own, so two failures are the same to the last byte."""
+    config = _config(tmp_path, server, host="gone.invalid")
+    assert cli("run", config, "--until", "download").code == 0
+    for _ in range(2):
+        assert f"dns {NUM_URLS}" in cli("download-again", config, "--reasons", "dns").out
+    server.is_ill = False
+    # The config as it is now counts, not as it was when the run began.
+    _config(tmp_path, server, host="gone.invalid", known=True)
+    said = cli("download-again", config, "--reasons", "dns")
+    assert said.code == 0, said.err
+    assert Counter(_samples(tmp_path / "root")["reason"]) == {None: NUM_URLS - 1, "http_404": 1}
+
+
+def test_status_tells_how_rows_stand_not_how_the_last_pass_went(
+    cli: CommandLine, server: _Server, tmp_path: Path
+) -> None:
+    config = _config(tmp_path, server)
+    assert cli("run", config, "--until", "download").code == 0
+    server.is_ill = False
+    assert cli("download-again", config).code == 0
+    assert f" {NUM_URLS} │ {1 - 1 / NUM_URLS:.1%} " in cli("status", config).out
 
 
 def test_an_unfinished_download_is_finished_first(cli: CommandLine, server: _Server, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_empty_named_captions_and_null_extras_are_left_out() -> None:
         ("http://a/one two.jpg", None),
         ("", "bad_url"),
         (None, "bad_url"),
+        (" \thttp://a.example/x.jpg", None),
+        ("http://a.example ", None),
         ("a.example/x.jpg", "bad_url"),
         ("ftp://a.example/x", "bad_url"),
         ("http://", "bad_url"),

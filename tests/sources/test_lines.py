@@ -76,10 +76,15 @@ def test_records_know_their_first_line_and_what_is_wrong_with_them() -> None:
     unclosed = "a quote is never closed"
     assert numbered(content) == [(1, ["url", "caption"]), (2, ["u1", "two\nlines"]), (5, unclosed), (6, ["u3", "c"])]
     long = b"a\n" + b"x" * (2 * MAX_RECORD_BYTES) + b'\n"' + b"x" * 150_000 + b'"\nb\n'
-    (_, a), (second, too_long), (third, too_wide), (fourth, b) = numbered(long)
+    (_, a), (second, too_long), (third, wide), (fourth, b) = numbered(long)
     assert (a, second, third, fourth, b) == (["a"], 2, 3, 4, ["b"])
     assert "longer than" in too_long
-    assert "field limit" in too_wide
+    assert wide == ["x" * 150_000]
+
+
+def test_a_carriage_return_alone_ends_no_line() -> None:
+    ((_, words),) = numbered(b"url,caption\ru1,c1\r")
+    assert "end lines with" in words
 
 
 @given(st.binary(max_size=200))

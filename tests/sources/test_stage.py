@@ -202,3 +202,10 @@ def test_a_large_table_never_lies_in_memory(group_rows: int, num_parts: int, tmp
     assert parts == num_parts
     assert num_objects >= 3
     assert growth_mib < 600, f"{growth_mib} MiB"
+
+
+def test_tables_may_be_named_by_braces(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text(f"url,caption\nhttp://{name}.test/1,one\n")
+    found = candidates(tmp_path / "run", *table_steps(f"{tmp_path}/{{a,c}}.csv"))
+    assert sorted(found.column("url").to_pylist()) == ["http://a.test/1", "http://c.test/1"]
