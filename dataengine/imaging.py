@@ -31,7 +31,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from dataengine.scaling import middle, num_halvings, scale
+from dataengine.scaling import MIN_HALVED, halve, middle, num_halvings, scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,9 +145,29 @@ def render(image: OpenImage, target: tuple[int, int] | None = None, *, cut: bool
             pixels, extent = middle(pixels, extent, target) if cut else (pixels, extent)
             pixels = scale(pixels, extent, target)
         pixels = _to_srgb(pixels, image.file.info.get("icc_profile"))
-    rows, columns = _STEPS[image.orientation]
-    upright = (pixels.swapaxes(0, 1) if is_lying else pixels)[::rows, ::columns]
-    return np.ascontiguousarray(upright)
+    return _upright(pixels, image.orientation)
+
+
+def reduce(image: OpenImage, min_side: int) -> NDArray[np.uint8]:
+    """The upright picture on white, halved as often as leaves its short side at `min_side` or more: uint8, sRGB.
+
+    Of the picture alone, so that whoever looks at it sees the same. JPEGs are halved by their decoder where they can
+    be, at a third of the time; the rest is averaged two by two. Decodes, so call it once per image. Raises ImageFault,
+    and MemoryError.
+    """
+    target = (min_side, min_side)
+    with _decoding():
+        pixels, _ = _decode(image, target, margin=1.0)
+        for _ in range(num_halvings((pixels.shape[1], pixels.shape[0]), target, 16, margin=1.0)):
+            pixels = halve(pixels)
+        pixels = _to_srgb(pixels, image.file.info.get("icc_profile"))
+    return _upright(pixels, image.orientation)
+
+
+def _upright(pixels: _Pixels, orientation: int) -> _Pixels:
+    rows, columns = _STEPS[orientation]
+    turned = pixels.swapaxes(0, 1) if orientation >= _FIRST_LYING else pixels
+    return np.ascontiguousarray(turned[::rows, ::columns])
 
 
 def _num_scans(content: bytes) -> int:
@@ -186,14 +206,15 @@ def _orientation(file: ImageFile) -> int:
     return orientation if orientation in _STEPS else 1
 
 
-def _decode(image: OpenImage, target: Size | None) -> tuple[_Pixels, Extent]:
+def _decode(image: OpenImage, target: Size | None, margin: float = MIN_HALVED) -> tuple[_Pixels, Extent]:
     """Pixels of the encoded picture, RGB or CMYK, no smaller than `target`, and the width and height they show.
 
     A JPEG is decoded at a half, a quarter or an eighth where that is enough. Its last row and column then may show
     less than a whole pixel of the scaled picture, so the extent is fractional: without it, everything would shift.
     """
     width, height = image.file.size
-    divisor = 2 ** num_halvings((width, height), target, 3) if target is not None and image.format == "jpg" else 1
+    scales = target is not None and image.format == "jpg"
+    divisor = 2 ** num_halvings((width, height), target, 3, margin) if target is not None and scales else 1
     pixels = _decode_fast(image, divisor)
     if pixels is not None:
         return pixels, (width / divisor, height / divisor)

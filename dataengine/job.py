@@ -26,6 +26,7 @@ from dataengine.engine.serial import SerialExecutor
 from dataengine.engine.worker import Report
 from dataengine.errors import InputError, StorageError
 from dataengine.pipeline import STAGES, Pipeline, build_pipeline
+from dataengine.score.metrics import Gauge as ScoreGauge
 from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.store import Root
 
@@ -54,7 +55,7 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
     _record(run, config, pipeline)
     _render_sample_web(config, run.root, console)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
-    with ExitStack() as services, ProgressView(console, {"download": Gauge()}) as view:
+    with ExitStack() as services, ProgressView(console, {"download": Gauge(), "score": ScoreGauge()}) as view:
         start = _executor_starter(config, run.root, services, view.report, console)
         num_run = Runner(board, start, view, config.execution.stall_seconds, lambda: view.heard_at).run()
     return Finished(board, num_run, _published(board, run.root))
