@@ -166,11 +166,11 @@ def _executor_starter(
         execution = config.execution
         if execution.runner == "serial":
             return SerialExecutor(_machines(execution, dict.fromkeys(STAGES, 1), hosts), report)
-        from dataengine.engine.cluster import RayExecutor, await_resources, connect, worker_counts
+        from dataengine.engine.cluster import RayExecutor, Wanted, await_resources, connect, worker_counts
 
         console.print("starting Ray ..." if execution.address is None else f"joining Ray at {execution.address} ...")
-        wanted = {stage: getattr(execution, stage) for stage in STAGES}
-        needs = {stage: (item.num_cpus, item.num_gpus, item.max_workers) for stage, item in wanted.items()}
+        asked = {stage: getattr(execution, stage) for stage in STAGES}
+        needs = {stage: Wanted(**item.model_dump()) for stage, item in asked.items()}
         joined = connect(execution.address)
         resources = await_resources(needs, joined=joined, wait_seconds=execution.stall_seconds)
         counts = worker_counts(resources, needs, STATEFUL_STAGES.__contains__)

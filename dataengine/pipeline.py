@@ -18,8 +18,9 @@ from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
 from dataengine.emit.stage import PlanShards, RouteRows, WriteShards
 from dataengine.schemas import TableSchema
+from dataengine.score.heads import identify_head
 from dataengine.score.stage import Score
-from dataengine.score.weights import identify_head, identify_scorer
+from dataengine.score.weights import identify_scorer
 from dataengine.select.stage import Select, needed_columns
 from dataengine.sources.in_place import IndexImages, IndexImg2Dataset, IndexTars
 from dataengine.sources.stage import MergeTable, ScanTable
@@ -90,7 +91,8 @@ def _score_steps(config: RunConfig) -> list[Step]:
     found = config.score.scorers
     weights = {name: identify_scorer(scorer) for name, scorer in found.items()}
     heads = {
-        name: {column: identify_head(head) for column, head in scorer.heads.items()} for name, scorer in found.items()
+        name: {column: identify_head(head, scorer) for column, head in scorer.heads.items()}
+        for name, scorer in found.items()
     }
     return steps + [
         Score(

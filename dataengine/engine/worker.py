@@ -50,10 +50,7 @@ def _run(job: Job, machine: Machine) -> list[Outcome]:
     started = time.monotonic()
     jobs = [job, *job.partners]
     works = [Work(one.step, one.part, one.inputs, _outputs(one)) for one in jobs]
-    if len(works) == 1:
-        job.step.run(job.part, job.inputs, works[0].outputs, machine)
-    else:
-        job.step.run_bundle(works, machine)
+    job.step.run_bundle(works, machine)
     seconds = round(time.monotonic() - started, 3)
     outcomes = []
     for one, work in zip(jobs, works, strict=True):

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,24 @@ class Head:
         return {"weights_sha256": self.sha256, "embedding": self.embedding, **told}
 
 
+def identify_head(config: HeadConfig, scorer: ScorerConfig) -> str:
+    """The SHA-256 of a head's file, when a run is planned.
+
+    Raises ConfigError when the file cannot be read and the config does not say what it is, or when it was trained on
+    another embedding than the scorer's, as far as that can be told without loading it.
+    """
+    path = head_path(config.weights)
+    where = f"head {config.weights}"
+    if config.sha256 is not None and not path.is_file():
+        known = config.embedding or _EMBEDDINGS.get(config.sha256)
+        if known is not None:
+            _check_embedding(known, scorer, where)
+        return config.sha256
+    content, sha256 = _content(path, config, where)
+    _check_embedding(_trained_on(config, sha256, content, where), scorer, where)
+    return sha256
+
+
 def load_head(config: HeadConfig, scorer: ScorerConfig, dim: int) -> Head:
     """The head that `config` names, for unit embeddings [n, dim] of `scorer`.
 
@@ -77,21 +96,10 @@ def load_head(config: HeadConfig, scorer: ScorerConfig, dim: int) -> Head:
     """
     path = head_path(config.weights)
     where = f"head {config.weights}"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{where}: cannot read the weights: {error}; give the path of a file") from error
-    sha256 = hashlib.sha256(content).hexdigest()
-    if config.sha256 not in (None, sha256):
-        raise ConfigError(f"{where}: hashes to {sha256}, the config says {config.sha256}; fetch the file again")
-    tensors, said = _read(content, path.suffix, where)
-    layers = _layers(tensors, where)
-    embedding = _trained_on(config, _EMBEDDINGS.get(sha256, said), where)
-    if _canonical(embedding) != _canonical(scorer.embedding_name):
-        raise ConfigError(
-            f"{where}: was trained on the embedding {embedding}, and the scorer's is {scorer.embedding_name}; name the "
-            f"head that was trained on this model, or give the scorer's `embedding` when its weights are those"
-        )
+    content, sha256 = _content(path, config, where)
+    layers = _layers(_tensors(content, path.suffix, where), where)
+    embedding = _trained_on(config, sha256, content, where)
+    _check_embedding(embedding, scorer, where)
     if layers[0][0].shape[1] != dim:
         raise ConfigError(f"{where}: made for embeddings of {layers[0][0].shape[1]} numbers, the scorer's have {dim}")
     num_outputs = layers[-1][0].shape[0]
@@ -103,7 +111,24 @@ def load_head(config: HeadConfig, scorer: ScorerConfig, dim: int) -> Head:
     return Head(layers, sha256, embedding, config.activation, config.output, config.index)
 
 
-def _trained_on(config: HeadConfig, known: str | None, where: str) -> str:
+def _content(path: Path, config: HeadConfig, where: str) -> tuple[bytes, str]:
+    """The file and its SHA-256."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{where}: cannot read the weights: {error}; give the path of a file, and its `sha256` when only the "
+            f"workers have it"
+        ) from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if config.sha256 not in (None, sha256):
+        raise ConfigError(f"{where}: hashes to {sha256}, the config says {config.sha256}; fetch the file again")
+    return content, sha256
+
+
+def _trained_on(config: HeadConfig, sha256: str, content: bytes, where: str) -> str:
+    """The embedding that a head says it was trained on: known by its hash, written in its file, or in the config."""
+    known = _EMBEDDINGS.get(sha256) or _metadata(content).get("embedding")
     said = config.embedding or known
     if said is None:
         raise ConfigError(
@@ -114,35 +139,43 @@ def _trained_on(config: HeadConfig, known: str | None, where: str) -> str:
     return said
 
 
+def _check_embedding(embedding: str, scorer: ScorerConfig, where: str) -> None:
+    if _canonical(embedding) != _canonical(scorer.embedding_name):
+        raise ConfigError(
+            f"{where}: was trained on the embedding {embedding}, and the scorer's is {scorer.embedding_name}; name the "
+            f"head that was trained on this model, or give the scorer's `embedding` when its weights are those"
+        )
+
+
 def _canonical(embedding: str) -> str:
     """open_clip builds openai's weights with QuickGELU under either name of the architecture."""
     model, _, pretrained = embedding.rpartition("/")
     return f"{model.removesuffix('-quickgelu') if pretrained == 'openai' else model}/{pretrained}"
 
 
-def _read(content: bytes, suffix: str, where: str) -> tuple[dict[str, NDArray[np.float32]], str | None]:
-    """The file's tensors, and the embedding that its metadata names."""
+def _tensors(content: bytes, suffix: str, where: str) -> dict[str, NDArray[np.float32]]:
     import torch
     from safetensors.torch import load
 
-    said = None
     try:
         if suffix == ".safetensors":
             tensors = load(content)
-            said = _metadata(content).get("embedding")
         else:
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise ConfigError(f"{where}: no weights-only file: {error}; convert it to .safetensors") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ConfigError(f"{where}: wanted a table of named tensors; save the model's state_dict()")
-    return {str(name): value.to(torch.float32).numpy() for name, value in tensors.items()}, said
+    return {str(name): value.to(torch.float32).numpy() for name, value in tensors.items()}
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a .safetensors file that was read before: 8 bytes of length, then a JSON header."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    found: dict[str, str] = header.get("__metadata__", {})
+def _metadata(content: bytes) -> Mapping[str, str]:
+    """The metadata of a .safetensors file (8 bytes of length, then a JSON header); empty for any other file."""
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        found: dict[str, str] = dict(header.get("__metadata__", {}))
+    except (ValueError, AttributeError, TypeError):
+        return {}
     return found
 
 

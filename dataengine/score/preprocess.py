@@ -1,9 +1,9 @@
 """Preprocess: upright RGB pixels in, what an image tower reads out, in two variants that provenance names.
 
 `exact` is open_clip's own transform, by Pillow. `fast` is the same arithmetic by torch, in a sixth of the time: both
-resize by the same antialiased kernel, and differ by at most one level of 255 in some pixels. Either way there are two
-halves: `prepare` runs in threads that decode and gives bytes, `finish` runs beside the tower and lays a batch out as
-floats. On a GPU the fast variant resizes in `finish`, on the device.
+resize by the same antialiased kernel, and one pixel in a hundred differs by a level of 255, one in 100,000 by two.
+Either way there are two halves: `prepare` runs in threads that decode and gives bytes, `finish` runs beside the tower
+and lays a batch out as floats. On a GPU the fast variant resizes in `finish`, on the device.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from dataengine.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from dataengine.config.score import HeadConfig, ScorerConfig
+    from dataengine.config.score import ScorerConfig
 
 BUILTIN = "builtin:"
 MODELS = Path(__file__).parent.parent / "models"
@@ -57,20 +57,6 @@ def identify_scorer(config: ScorerConfig) -> str:
         return f"sha256:{file_sha256(_weights_file(config))}"
     _tag(config.model, config.pretrained)
     return f"tag:{config.pretrained}"
-
-
-def identify_head(config: HeadConfig) -> str:
-    """The SHA-256 of a head's file. Raises ConfigError when it cannot be read and the config does not say it."""
-    if config.sha256 is not None:
-        return config.sha256
-    path = head_path(config.weights)
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise ConfigError(
-            f"head {config.weights}: cannot read the weights: {error}; give the path of a file, or its `sha256` when "
-            f"only the workers have it"
-        ) from error
 
 
 def head_path(weights: str) -> Path:
