@@ -62,7 +62,7 @@ class Scorer:
         """
         weights = clip_weights(config)
         sha256 = _checked_sha256(config, weights, identified)
-        _settle_torch(device, num_threads)
+        settle_torch(device, num_threads)
         model, transform = _build(config, weights, device)
         tokenizer = Tokenizer(config.model)
         texts = TextTower.of(model, tokenizer.context_length)
@@ -233,7 +233,8 @@ def _uncompiled(tower: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torc
     return tower
 
 
-def _settle_torch(device: str, num_threads: int) -> None:
+def settle_torch(device: str, num_threads: int) -> None:
+    """Set this process's threads, and kernels that repeat their bits. Raises ConfigError where there is no GPU."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

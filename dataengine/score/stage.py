@@ -25,7 +25,7 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, Step, Work
 from dataengine.errors import DriftError
 from dataengine.schemas import CANDIDATE, SAMPLE, TableSchema, score_schema
 from dataengine.score.captions import PRIMARY, Captions, gather_captions
-from dataengine.score.clip import MemoryShort, Scorer
+from dataengine.score.clip import MemoryShort, Scorer, settle_torch
 from dataengine.score.golden import VERSION as GOLDEN_VERSION
 from dataengine.score.golden import check_golden
 from dataengine.score.heads import Head, load_head
@@ -133,6 +133,7 @@ class Score(Step):
     def load(self, outputs: Outputs, machine: Machine) -> tuple[Scorer, dict[str, Head]]:
         """The model and its heads, proven against the run's golden batch; kept by the process from part to part."""
         device = "cuda" if machine.num_gpus > 0 else "cpu"
+        settle_torch(device, machine.num_threads)  # also for a model that is loaded: threads are the process's
         model, heads, proven = _load(self.config.model_dump_json(), self.weights, device, machine.num_threads)
         identity = digest({**self._model_identity(), "golden": GOLDEN_VERSION})[:16]
         place = f"{outputs.directory.root.url} {outputs.directory.path.rsplit('/', 2)[0]} {identity}"
