@@ -61,6 +61,7 @@ def score_workers(mark: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc of Linux")
 def test_killed_score_worker_loses_nothing_and_scores_nothing_twice(tmp_path: Path) -> None:
     config, mark = write_run(tmp_path), f"score-{os.getpid()}"

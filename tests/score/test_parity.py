@@ -30,7 +30,7 @@ from dataengine.score.weights import MODELS, register_builtin
 
 LIMITS = LimitsConfig()
 FAST_MEAN, FAST_MAX = 3e-4, 2e-3
-BFLOAT16_MEAN, BFLOAT16_MAX = 1.5e-3, 1e-2
+BFLOAT16_MEAN, BFLOAT16_MAX = 3e-3, 1.5e-2
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def plain(weights: tuple[str, Path], pairs: Pairs) -> Plain:
     model, preprocess = open_clip.create_model_from_pretrained(weights[0], pretrained=str(weights[1]))
     tokenizer = open_clip.get_tokenizer(weights[0])
     model.eval()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         pictures = [preprocess(Image.open(io.BytesIO(content)))[None] for content in pairs.images]
         images = torch.cat([model.encode_image(picture, normalize=True) for picture in pictures])
@@ -102,7 +103,7 @@ def ours(weights: tuple[str, Path], pairs: Pairs, **settings: Any) -> Plain:
     config = ScorerConfig.model_validate(
         {"model": weights[0], "pretrained": str(weights[1]), "batch_size": 16} | settings
     )
-    scorer = Scorer.load(config, "cpu", 2)
+    scorer = Scorer.load(config, "cpu", 1)
     assert scorer.provenance()["preprocess"]["variant"] == config.preprocess
     return Plain(embed(scorer, pairs.images), scorer.encode_texts(pairs.texts))
 
