@@ -148,8 +148,28 @@ def render(image: OpenImage, target: tuple[int, int] | None = None, *, cut: bool
     return _upright(pixels, image.orientation)
 
 
-def reduce(image: OpenImage, min_side: int) -> NDArray[np.uint8]:
-    """The upright picture on white, halved as often as leaves its short side at `min_side` or more: uint8, sRGB.
+@dataclass(frozen=True)
+class Reduced:
+    """A picture that was halved some times."""
+
+    pixels: NDArray[np.uint8]
+    """Upright, on white: uint8 [height, width, 3], sRGB."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of what they show; the pixels of an edge may show less than a whole one."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every pixel shows as much as the others."""
+        return self.box == (0, 0, self.pixels.shape[1], self.pixels.shape[0])
+
+
+def whole(pixels: NDArray[np.uint8]) -> Reduced:
+    """A picture [height, width, 3] at its full size."""
+    return Reduced(pixels, (0, 0, pixels.shape[1], pixels.shape[0]))
+
+
+def reduce(image: OpenImage, min_side: int) -> Reduced:
+    """The picture, halved as often as leaves its short side at `min_side` or more.
 
     Of the picture alone, so that whoever looks at it sees the same. JPEGs are halved by their decoder where they can
     be, at a third of the time; the rest is averaged two by two. Decodes, so call it once per image. Raises ImageFault,
@@ -157,11 +177,16 @@ def reduce(image: OpenImage, min_side: int) -> NDArray[np.uint8]:
     """
     target = (min_side, min_side)
     with _decoding():
-        pixels, _ = _decode(image, target, margin=1.0)
-        for _ in range(num_halvings((pixels.shape[1], pixels.shape[0]), target, 16, margin=1.0)):
-            pixels = halve(pixels)
+        pixels, (wide, high) = _decode(image, target, margin=1.0)
+        for _ in range(num_halvings((wide, high), target, 16, margin=1.0)):
+            pixels, wide, high = halve(pixels), wide / 2, high / 2
         pixels = _to_srgb(pixels, image.file.info.get("icc_profile"))
-    return _upright(pixels, image.orientation)
+    rows, columns = _STEPS[image.orientation]
+    wide, high = (high, wide) if image.orientation >= _FIRST_LYING else (wide, high)
+    upright = _upright(pixels, image.orientation)
+    height, width = upright.shape[:2]
+    left, top = (width - wide if columns < 0 else 0.0), (height - high if rows < 0 else 0.0)
+    return Reduced(upright, (left, top, left + wide, top + high))
 
 
 def _upright(pixels: _Pixels, orientation: int) -> _Pixels:

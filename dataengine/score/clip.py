@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.errors import ConfigError
+from dataengine.imaging import whole
 from dataengine.score.preprocess import Preprocess
 from dataengine.score.texts import TextTower
 from dataengine.score.tokens import Tokenizer, Tokens
@@ -87,7 +88,7 @@ class Scorer:
 
         Raises ConfigError where one is not finite, as with broken weights, and MemoryShort.
         """
-        prepared = [self.preprocess.prepare(rgb) for rgb in rgbs]
+        prepared = [self.preprocess.prepare(whole(rgb)) for rgb in rgbs]
         parts = [prepared[start : start + self.batch_size] for start in range(0, len(prepared), self.batch_size)]
         raw = [self.run_images(self.lay_out(part))[: len(part)] for part in parts]
         return self._all_good(*self.unit_rows(raw))

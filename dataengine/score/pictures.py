@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dataengine.imaging import ImageFault, open_image, reduce, render
+from dataengine.imaging import ImageFault, OpenImage, Reduced, open_image, reduce, render, whole
 from dataengine.score.measures import Measures, measure
 from dataengine.score.preprocess import MIN_SIDE, Preprocess
 
@@ -44,24 +41,24 @@ class Preparer:
         except ImageFault:
             return Prepared({}, None)
         pixels = {step: step.prepare(sizes[step.needs_full_size]) for step in self.preprocesses}
-        return Prepared(pixels, measure(sizes[False]) if self.measures else None)
+        return Prepared(pixels, measure(sizes[False].pixels) if self.measures else None)
 
-    def _decode(self, content: bytes) -> dict[bool, NDArray[np.uint8]]:
+    def _decode(self, content: bytes) -> dict[bool, Reduced]:
         """The picture reduced (False) and at full size (True), as far as they are needed."""
         full_too = any(step.needs_full_size for step in self.preprocesses)
         reduced_too = self.measures or not all(step.needs_full_size for step in self.preprocesses)
         image = self._open(content)
         if min(image.width, image.height) < 2 * MIN_SIDE:
-            pixels = render(image)
+            pixels = whole(render(image))
             return {False: pixels, True: pixels}
         sizes = {}
         if reduced_too:
             sizes[False] = reduce(image, MIN_SIDE)
         if full_too:
-            sizes[True] = render(self._open(content))
+            sizes[True] = whole(render(self._open(content)))
         return sizes
 
-    def _open(self, content: bytes) -> Any:
+    def _open(self, content: bytes) -> OpenImage:
         return open_image(content, max_pixels=self.limits.max_pixels, max_side=self.limits.max_side)
 
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from dataengine.imaging import Reduced
+
 MIN_SIDE = 512
 """Short side that a picture keeps when it is halved while decoded; towers read 224 to 512 pixels."""
 MAX_ASPECT = 16
@@ -69,13 +71,18 @@ class Preprocess:
         """Whether pictures must not be halved while decoded."""
         return self.variant == "exact"
 
-    def prepare(self, rgb: NDArray[np.uint8]) -> Any:
-        """What `finish` needs of an upright image [height, width, 3]; called in many threads at once."""
-        rgb = _middle(rgb)
+    def prepare(self, picture: Reduced) -> Any:
+        """What `finish` needs of an upright picture; called in many threads at once."""
+        rgb = _middle(picture.pixels)
+        is_whole = picture.is_whole or rgb.shape != picture.pixels.shape
         if self.variant == "exact":
             from PIL import Image
 
             return np.asarray(self.transform(Image.fromarray(rgb)), np.uint8)
+        if not is_whole:
+            left, top, right, bottom = picture.box
+            target = self._target(bottom - top, right - left)
+            return self._cut(resize_box(rgb, picture.box, target, self.interpolation))
         if self.device != "cpu":
             return _pinned(rgb)
         return np.ascontiguousarray(self._cut(resize_bytes(rgb, self._target(*rgb.shape[:2]), self.interpolation)))
@@ -95,12 +102,16 @@ class Preprocess:
         mean, std = (torch.tensor(numbers, device=self.device).view(3, 1, 1) for numbers in (self.mean, self.std))
         return values.sub_(mean).div_(std)
 
-    def _resized_on_device(self, image: torch.Tensor) -> torch.Tensor:
+    def _resized_on_device(self, image: torch.Tensor | NDArray[np.uint8]) -> torch.Tensor:
+        import torch
+
+        if isinstance(image, np.ndarray):  # resized already, because its edge shows less than whole pixels
+            return torch.from_numpy(np.ascontiguousarray(image)).to(self.device, torch.float32).permute(2, 0, 1)
         on_device = image.to(self.device, non_blocking=True)
         height, width = image.shape[:2]
         return self._cut(resize_floats(on_device, self._target(height, width), self.interpolation)).permute(2, 0, 1)
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
+    def _target(self, height: float, width: float) -> tuple[int, int]:
         """Height and width before the middle is cut out; torchvision's Resize rounds the long side down."""
         if self.resize_mode == "squash":
             return self.size
@@ -123,6 +134,20 @@ def resize_bytes(rgb: NDArray[np.uint8], target: tuple[int, int], interpolation:
     planes = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # channels last: the layout whose code is fast
     resized = torch.nn.functional.interpolate(planes, target, mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+def resize_box(
+    rgb: NDArray[np.uint8], box: tuple[float, float, float, float], target: tuple[int, int], interpolation: str
+) -> NDArray[np.uint8]:
+    """What `rgb` shows in `box` (left, top, right, bottom) at `target`: by Pillow, which alone takes parts of pixels.
+
+    A JPEG of 2,049 pixels at a quarter has 513, the last of which shows a quarter; were it taken for a whole one, all
+    of the picture would shift.
+    """
+    from PIL import Image
+
+    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
+    return np.asarray(Image.fromarray(rgb).resize(target[::-1], resample, box), np.uint8)
 
 
 def resize_floats(rgb: torch.Tensor, target: tuple[int, int], interpolation: str) -> torch.Tensor:

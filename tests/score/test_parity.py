@@ -24,8 +24,10 @@ from PIL import Image
 from dataengine.config.download import ImageConfig, LimitsConfig
 from dataengine.config.score import ScorerConfig
 from dataengine.download.image import store_image
+from dataengine.imaging import open_image, render
 from dataengine.score.clip import Scorer
 from dataengine.score.pictures import Preparer, distinct
+from dataengine.score.preprocess import resize_bytes, resize_floats
 from dataengine.score.weights import MODELS, register_builtin
 
 LIMITS = LimitsConfig()
@@ -151,6 +153,20 @@ def test_bfloat16_stays_within_its_tolerance(both: tuple[tuple[str, Path], Pairs
     drift = differences(ours(weights, pairs, preprocess="exact", precision="bfloat16"), wanted)
     assert drift.mean() <= BFLOAT16_MEAN, json.dumps([float(drift.mean()), float(drift.max())])
     assert drift.max() <= BFLOAT16_MAX, json.dumps([float(drift.mean()), float(drift.max())])
+
+
+def test_resizing_in_floats_as_on_a_device_gives_pillows_levels(photos: Pairs) -> None:
+    levels = []
+    for content in photos.images:
+        rgb = render(open_image(content, max_pixels=LIMITS.max_pixels, max_side=LIMITS.max_side))
+        height, width = rgb.shape[:2]
+        target = (224, 224 * width // height) if height <= width else (224 * height // width, 224)
+        wanted = np.asarray(Image.fromarray(rgb).resize(target[::-1], Image.Resampling.BICUBIC)).astype(np.float32)
+        floats = resize_floats(torch.from_numpy(rgb), target, "bicubic").numpy()
+        apart = [np.abs(found - wanted) for found in (floats, resize_bytes(rgb, target, "bicubic"))]
+        levels += [(found.max(), found.mean()) for found in apart]
+    assert max(most for most, _ in levels) <= 2
+    assert max(mean for _, mean in levels) <= 0.02
 
 
 def test_order_changes_nothing(weights: tuple[str, Path], pairs: Pairs) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from dataengine.imaging import whole
 from dataengine.score.preprocess import MAX_ASPECT, Preprocess, resize_bytes, resize_floats
 
 SIZES = [(300, 500), (512, 683), (901, 640), (224, 224), (97, 301), (225, 1000), (31, 30), (1, 600)]
@@ -33,7 +34,7 @@ def made(variant: str, **shape: Any) -> tuple[Preprocess, Any]:
 
 
 def run(preprocess: Preprocess, images: list[NDArray[np.uint8]]) -> torch.Tensor:
-    return preprocess.finish([preprocess.prepare(image) for image in images], torch.contiguous_format)
+    return preprocess.finish([preprocess.prepare(whole(image)) for image in images], torch.contiguous_format)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
@@ -81,7 +82,7 @@ def test_an_endless_picture_is_cut_to_its_middle() -> None:
     preprocess, _ = made("fast")
     image = np.zeros((1, 20_000, 3), np.uint8)
     image[:, 10_000 - MAX_ASPECT // 2 : 10_000 + MAX_ASPECT // 2] = 255
-    assert (preprocess.prepare(image) == 255).all()
+    assert (preprocess.prepare(whole(image)) == 255).all()
 
 
 def test_equal_models_share_what_is_prepared() -> None:
