@@ -45,6 +45,8 @@ class PartImages:
     """Scorer → unit rows [rows, dim]; zeros where there is no picture or its embedding is not finite."""
     good: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     """Scorer → whether the row has an embedding."""
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    """Scorer → images in each of its batches."""
 
     @classmethod
     def of(cls, num_rows: int) -> PartImages:
@@ -107,6 +109,7 @@ class _Tower:
             part.embeddings[name][rows] = units[mine]
             part.good[name] = np.zeros(len(part.status), bool)
             part.good[name][rows] = good[mine]
+            part.batch_sizes[name] = self.scorer.batch_size
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,9 @@ class Score(Step):
         if self.measures:
             columns |= _measured(images) | _caption_measures(candidates, captions, tokens.counts, tokens.truncated)
         provenance = model.provenance() | {
+            # What the images had; captions may have found less memory since.
+            "batch_size": images.batch_sizes[self.scorer],
+            "text_batch_size": model.batch_size,
             "heads": {name: head.provenance() for name, head in heads.items()},
             "batches": "of one part" if self.parts_per_batch == 1 else f"across {self.parts_per_batch} parts",
         }
