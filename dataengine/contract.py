@@ -128,6 +128,15 @@ class Step(ABC):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         """Do the work of one part. Pure: the same part and inputs give the same objects, but for facts of the world."""
 
+    def bundle(self, part: Part) -> str | None:
+        """Ready parts of the same bundle are done by one worker in one go; None: this part is done alone."""
+        return None
+
+    def run_bundle(self, works: Sequence[Work], machine: Machine) -> None:
+        """Do the work of several parts, each as `run` would do it; called on the step of the first one."""
+        for work in works:
+            work.step.run(work.part, work.inputs, work.outputs, machine)
+
     def check(self, commits: Sequence[Commit]) -> None:  # noqa: B027 - most steps have nothing to add
         """Refuse a complete unit: raise DataBudgetError or LedgerError."""
 
@@ -277,6 +286,10 @@ class Outputs:
         for reason, number in reasons.items():
             self.counts[reason] = self.counts.get(reason, 0) + number
 
+    def settle(self, name: str, content: bytes) -> bytes:
+        """What the whole run holds under `name` for ever: `content` if nobody settled it before."""
+        return self.directory.settle(name, content)
+
     def _put(self, name: str, suffix: str, content: bytes, num_rows: int) -> None:
         self.put_to(name, self.path(suffix), content, num_rows)
 
@@ -286,3 +299,13 @@ class Outputs:
             self.part, self.attempt, reads, self.objects, self.rows_in, self.rows_out, self.counts, self.facts, seconds,
             self.metrics,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """A part of a step, with what it reads and where it writes."""
+
+    step: Step
+    part: Part
+    inputs: Inputs
+    outputs: Outputs

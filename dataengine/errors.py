@@ -7,6 +7,7 @@
     ├── SchemaError       70   a table is not what its schema says (a fault of the program)
     ├── LedgerError       70   counts do not add up (a fault of the program)
     ├── PartError         70   a stage failed on a part (a fault of the program), with its traceback
+    ├── DriftError        78   a worker gives other scores than its run
     ├── StorageError      74   a store cannot be reached, refuses, or is full
     │   ├── MissingObject 74   an object is not there
     │   └── CorruptObject 74   an object's bytes are not the ones its commit names
@@ -55,6 +56,12 @@ class LedgerError(DataEngineError):
 
 class PartError(DataEngineError):
     """A stage raised something unexpected on a part; the message holds stage, part and traceback."""
+
+
+class DriftError(DataEngineError):
+    """A machine, library or file gives other scores than the rest of the run; the message names what differs."""
+
+    exit_code = 78
 
 
 class StorageError(DataEngineError):

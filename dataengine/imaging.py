@@ -32,7 +32,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from dataengine.png import decode_common, speaks_late
-from dataengine.scaling import middle, num_halvings, scale
+from dataengine.scaling import MIN_HALVED, halve, middle, num_halvings, scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,9 +146,54 @@ def render(image: OpenImage, target: tuple[int, int] | None = None, *, cut: bool
             pixels, extent = middle(pixels, extent, target) if cut else (pixels, extent)
             pixels = scale(pixels, extent, target)
         pixels = _to_srgb(pixels, image.file.info.get("icc_profile"))
+    return _upright(pixels, image.orientation)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A picture that was halved some times."""
+
+    pixels: NDArray[np.uint8]
+    """Upright, on white: uint8 [height, width, 3], sRGB."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of what they show; the pixels of an edge may show less than a whole one."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every pixel shows as much as the others."""
+        return self.box == (0, 0, self.pixels.shape[1], self.pixels.shape[0])
+
+
+def whole(pixels: NDArray[np.uint8]) -> Reduced:
+    """A picture [height, width, 3] at its full size."""
+    return Reduced(pixels, (0, 0, pixels.shape[1], pixels.shape[0]))
+
+
+def reduce(image: OpenImage, min_side: int) -> Reduced:
+    """The picture, halved as often as leaves its short side at `min_side` or more.
+
+    Of the picture alone, so that whoever looks at it sees the same. JPEGs are halved by their decoder where they can
+    be, at a third of the time; the rest is averaged two by two. Decodes, so call it once per image. Raises ImageFault,
+    and MemoryError.
+    """
+    target = (min_side, min_side)
+    with _decoding():
+        pixels, (wide, high) = _decode(image, target, margin=1.0)
+        for _ in range(num_halvings((wide, high), target, 16, margin=1.0)):
+            pixels, wide, high = halve(pixels), wide / 2, high / 2
+        pixels = _to_srgb(pixels, image.file.info.get("icc_profile"))
     rows, columns = _STEPS[image.orientation]
-    upright = (pixels.swapaxes(0, 1) if is_lying else pixels)[::rows, ::columns]
-    return np.ascontiguousarray(upright)
+    wide, high = (high, wide) if image.orientation >= _FIRST_LYING else (wide, high)
+    upright = _upright(pixels, image.orientation)
+    height, width = upright.shape[:2]
+    left, top = (width - wide if columns < 0 else 0.0), (height - high if rows < 0 else 0.0)
+    return Reduced(upright, (left, top, left + wide, top + high))
+
+
+def _upright(pixels: _Pixels, orientation: int) -> _Pixels:
+    rows, columns = _STEPS[orientation]
+    turned = pixels.swapaxes(0, 1) if orientation >= _FIRST_LYING else pixels
+    return np.ascontiguousarray(turned[::rows, ::columns])
 
 
 def _num_scans(content: bytes) -> int:
@@ -188,14 +233,15 @@ def _orientation(file: ImageFile, content: bytes) -> int:
     return orientation if orientation in _STEPS else 1
 
 
-def _decode(image: OpenImage, target: Size | None) -> tuple[_Pixels, Extent]:
+def _decode(image: OpenImage, target: Size | None, margin: float = MIN_HALVED) -> tuple[_Pixels, Extent]:
     """Pixels of the encoded picture, RGB or CMYK, no smaller than `target`, and the width and height they show.
 
     A JPEG is decoded at a half, a quarter or an eighth where that is enough. Its last row and column then may show
     less than a whole pixel of the scaled picture, so the extent is fractional: without it, everything would shift.
     """
     width, height = image.file.size
-    divisor = 2 ** num_halvings((width, height), target, 3) if target is not None and image.format == "jpg" else 1
+    scales = target is not None and image.format == "jpg"
+    divisor = 2 ** num_halvings((width, height), target, 3, margin) if target is not None and scales else 1
     pixels = _decode_fast(image, divisor)
     if pixels is not None:
         return pixels, (width / divisor, height / divisor)

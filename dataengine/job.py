@@ -26,6 +26,7 @@ from dataengine.engine.serial import SerialExecutor
 from dataengine.engine.worker import Report
 from dataengine.errors import InputError, StorageError
 from dataengine.pipeline import STAGES, Pipeline, build_pipeline
+from dataengine.score.metrics import Gauge as ScoreGauge
 from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.store import Root
 
@@ -55,7 +56,7 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
     _record(run, config, pipeline)
     _render_sample_web(config, run.root, console)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
-    with ExitStack() as services, ProgressView(console, {"download": Gauge()}) as view:
+    with ExitStack() as services, ProgressView(console, {"download": Gauge(), "score": ScoreGauge()}) as view:
         start = _executor_starter(config, run.root, services, view.report, console)
         num_run = Runner(board, start, view, config.execution.stall_seconds, lambda: view.heard_at).run()
     return Finished(board, num_run, _published(board, run.root))
@@ -167,11 +168,11 @@ def _executor_starter(
         execution = config.execution
         if execution.runner == "serial":
             return SerialExecutor(_machines(execution, dict.fromkeys(STAGES, 1), hosts), report)
-        from dataengine.engine.cluster import RayExecutor, await_resources, connect, worker_counts
+        from dataengine.engine.cluster import RayExecutor, Wanted, await_resources, connect, worker_counts
 
         console.print("starting Ray ..." if execution.address is None else f"joining Ray at {execution.address} ...")
-        wanted = {stage: getattr(execution, stage) for stage in STAGES}
-        needs = {stage: (item.num_cpus, item.num_gpus, item.max_workers) for stage, item in wanted.items()}
+        asked = {stage: getattr(execution, stage) for stage in STAGES}
+        needs = {stage: Wanted(**item.model_dump()) for stage, item in asked.items()}
         joined = connect(execution.address)
         resources = await_resources(needs, joined=joined, wait_seconds=execution.stall_seconds)
         counts = worker_counts(resources, needs, STATEFUL_STAGES.__contains__)

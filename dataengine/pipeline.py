@@ -18,7 +18,9 @@ from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
 from dataengine.emit.stage import PlanShards, RouteRows, WriteShards
 from dataengine.schemas import TableSchema
+from dataengine.score.heads import identify_head
 from dataengine.score.stage import Score
+from dataengine.score.weights import identify_scorer
 from dataengine.select.stage import Select, needed_columns
 from dataengine.sources.in_place import IndexImages, IndexImg2Dataset, IndexTars
 from dataengine.sources.stage import MergeTable, ScanTable
@@ -44,7 +46,8 @@ class Pipeline:
 def build_pipeline(config: RunConfig) -> Pipeline:
     """The steps that `config` asks for.
 
-    Raises ConfigError when a selection rule or preference does not fit the columns that there will be.
+    Raises ConfigError when a selection rule or preference does not fit the columns that there will be, or a model, its
+    weights or a head's do not exist.
     """
     scores = _score_tables(config)
     needed_columns(config.select, scores)  # refuses what would fail only after everything was scored
@@ -85,14 +88,23 @@ def _score_steps(config: RunConfig) -> list[Step]:
     steps: list[Step] = [
         Download(name, config.download, source.kind != "table") for name, source in config.sources.items()
     ]
+    found = config.score.scorers
+    weights = {name: identify_scorer(scorer) for name, scorer in found.items()}
+    heads = {
+        name: {column: identify_head(head, scorer) for column, head in scorer.heads.items()}
+        for name, scorer in found.items()
+    }
     return steps + [
         Score(
             scorer=scorer,
             source=source,
-            config=config.score.scorers[scorer],
+            config=found[scorer],
+            weights=weights[scorer],
+            heads=heads[scorer],
             limits=config.download.limits,
             columns=tuple(columns.items()),
             measures=scorer == config.first_scorer,
+            parts_per_batch=config.score.parts_per_batch,
         )
         for scorer, columns in config.clip_score_columns.items()
         for source in config.sources

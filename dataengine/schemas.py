@@ -299,7 +299,11 @@ def score_schema(clip_scores: Iterable[str], heads: Iterable[str], *, measures: 
     heads_ = [column(name, pa.float32(), "output of the head on the image embedding", nullable=True) for name in heads]
     fields = [
         column("key", pa.string(), "sample's key, row order of SAMPLE"),
-        column("score_status", pa.string(), "ok, missing (not downloaded) or undecodable"),
+        column(
+            "score_status",
+            pa.string(),
+            "ok, missing (not downloaded), undecodable, or not_finite (a score is no number)",
+        ),
         *scores,
         *heads_,
         *(MEASURES if measures else []),

@@ -41,8 +41,16 @@ class Resources(Config):
     """Cores of one worker; torch gets as many threads (one at least)."""
     num_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one worker; fractions share a GPU."""
+    min_workers: Annotated[int, Field(ge=1)] = 1
+    """Workers that the cluster must have room for before the run starts; machines still coming are waited for."""
     max_workers: Annotated[int, Field(ge=1)] | None = None
     """Most workers at once; null: as many as the cluster holds."""
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Self:
+        if self.max_workers is not None and self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers: {self.max_workers} is less than min_workers, {self.min_workers}")
+        return self
 
 
 class ExecutionConfig(Config):

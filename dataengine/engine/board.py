@@ -21,6 +21,13 @@ class Job:
     part: Part
     directory: UnitDirectory
     inputs: Inputs
+    partners: tuple[Job, ...] = ()
+    """Others of the same bundle, done by the same worker in the same go."""
+
+    @property
+    def bundle(self) -> str | None:
+        """Ready jobs of one bundle go together."""
+        return self.step.bundle(self.part)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -177,22 +177,26 @@ def _run_remote(options: dict[str, Any]) -> Any:
     return ray.remote(run_job).options(**options)
 
 
-def await_resources(
-    wanted: dict[str, tuple[float, float, int | None]], *, joined: bool, wait_seconds: float
-) -> dict[str, float]:
-    """The cluster's resources once one worker of every stage fits; machines of a joined cluster may still be arriving.
+@dataclass(frozen=True)
+class Wanted:
+    """What one worker of a stage holds, and how many there may be."""
+
+    num_cpus: float
+    num_gpus: float
+    min_workers: int = 1
+    max_workers: int | None = None
+
+
+def await_resources(wanted: Mapping[str, Wanted], *, joined: bool, wait_seconds: float) -> dict[str, float]:
+    """The cluster's resources once each stage's least number of workers fits; machines of a joined cluster may still be
+    arriving.
 
     Raises ConfigError when a stage asks for more than the cluster has.
     """
     deadline = time.monotonic() + (wait_seconds if joined else 0)
     while True:
         resources = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        short = [
-            f"execution.{stage}.{name}: {amount:g} wanted, the cluster has {resources.get(kind, 0.0):g}"
-            for stage, (num_cpus, num_gpus, _) in wanted.items()
-            for name, kind, amount in (("num_cpus", "CPU", num_cpus), ("num_gpus", "GPU", num_gpus))
-            if amount > resources.get(kind, 0.0)
-        ]
+        short = [text for stage, item in wanted.items() for text in _short(stage, item, resources)]
         if not short:
             return resources
         if time.monotonic() >= deadline:
@@ -200,19 +204,35 @@ def await_resources(
         time.sleep(2.0)
 
 
-def worker_counts(
-    resources: dict[str, float], wanted: dict[str, tuple[float, float, int | None]], stateful: Callable[[str], bool]
-) -> dict[str, int]:
-    """Workers of each stage that the cluster can hold: stage → (num_cpus, num_gpus, max_workers) in, count out.
+def _short(stage: str, wanted: Wanted, resources: Mapping[str, float]) -> Iterator[str]:
+    """What a stage lacks, by key of the config."""
+    for name, kind, each in (("num_cpus", "CPU", wanted.num_cpus), ("num_gpus", "GPU", wanted.num_gpus)):
+        there = resources.get(kind, 0.0)
+        if each > there:
+            yield f"execution.{stage}.{name}: {each:g} wanted, the cluster has {there:g}"
+        elif each * wanted.min_workers > there:
+            yield (
+                f"execution.{stage}.min_workers: {wanted.min_workers} of {each:g} {kind} wanted, "
+                f"the cluster has {there:g}"
+            )
 
-    A stateful stage keeps its workers while others run, so on CPUs it takes at most half of them.
+
+def worker_counts(
+    resources: Mapping[str, float], wanted: Mapping[str, Wanted], stateful: Callable[[str], bool]
+) -> dict[str, int]:
+    """Workers of each stage that the cluster can hold.
+
+    A stateful stage keeps its workers while others run, so on CPUs it takes at most half of them, unless it is asked to
+    have more.
     """
     counts = {}
-    for stage, (num_cpus, num_gpus, max_workers) in wanted.items():
-        fits = resources.get("CPU", 1.0) / num_cpus
-        if num_gpus:
-            fits = min(fits, resources.get("GPU", 0.0) / num_gpus)
+    for stage, item in wanted.items():
+        fits = resources.get("CPU", 1.0) / item.num_cpus
+        if item.num_gpus:
+            fits = min(fits, resources.get("GPU", 0.0) / item.num_gpus)
         elif stateful(stage):
             fits /= 2
-        counts[stage] = max(1, min(int(fits), max_workers or int(fits) or 1))
+        # A millionth more: eight workers of 0.1 GPU are not to become seven of 0.7999.
+        most = int(fits + 1e-6)
+        counts[stage] = max(item.min_workers, min(most, item.max_workers or most or 1))
     return counts

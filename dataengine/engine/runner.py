@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dataengine.engine.board import Board, Job
@@ -54,7 +54,10 @@ class Runner:
     stall_seconds: float
     heard_at: Callable[[], float] = field(default=lambda: 0.0)
     """When a part under way last told of progress, by the monotonic clock: a polite part may take hours."""
-    _ready: dict[str, list[Job]] = field(default_factory=dict)
+    _ready: dict[str, dict[str, Job]] = field(default_factory=dict)
+    """Jobs that may start, by step and part."""
+    _bundles: dict[str, list[Job]] = field(default_factory=dict)
+    """The same, by bundle."""
     _running: dict[tuple[str, str], Job] = field(default_factory=dict)
 
     def run(self) -> int:
@@ -65,7 +68,7 @@ class Runner:
         try:
             while True:
                 self._collect()
-                if self._ready and executor is None:
+                if any(self._ready.values()) and executor is None:
                     executor = self.start_executor()
                     last_commit = time.monotonic()
                 if executor is not None:
@@ -82,7 +85,7 @@ class Runner:
                     continue
                 self._finish(outcome)
                 self._retire(executor, outcome.step)
-                num_run += 1
+                num_run += 1 + len(outcome.partners)
                 last_commit = time.monotonic()
         finally:
             if executor is not None:
@@ -90,18 +93,27 @@ class Runner:
 
     def _collect(self) -> None:
         for job in self.board.advance():
-            self._ready.setdefault(job.step.name, []).append(job)
+            self._ready.setdefault(job.step.name, {})[job.part.name] = job
+            if job.bundle is not None:
+                self._bundles.setdefault(job.bundle, []).append(job)
 
     def _submit(self, executor: Executor) -> None:
         # Later steps first: a downloaded part is scored before another one is downloaded, so little lies about.
         for name in reversed(list(self.board.states)):
             jobs = self._ready.get(name)
-            while jobs and executor.has_room(jobs[0].step.stage):
-                job = jobs.pop(0)
-                self._running[job.step.name, job.part.name] = job
-                executor.submit(job)
+            while jobs and executor.has_room(self.board.states[name].step.stage):
+                executor.submit(self._take(next(iter(jobs.values()))))
             if not jobs:
                 self._ready.pop(name, None)
+
+    def _take(self, job: Job) -> Job:
+        """A ready job, with those of its bundle that are ready too; they run from now on."""
+        together = [job] if job.bundle is None else self._bundles.pop(job.bundle)
+        for one in together:
+            del self._ready[one.step.name][one.part.name]
+            self._running[one.step.name, one.part.name] = one
+        first, *partners = together
+        return replace(first, partners=tuple(partners))
 
     def _finish(self, outcome: Outcome) -> None:
         del self._running[outcome.step, outcome.part]
@@ -109,6 +121,8 @@ class Runner:
             raise outcome.error
         assert outcome.commit is not None
         self.board.commit(outcome.step, outcome.commit)
+        for partner in outcome.partners:
+            self._finish(partner)
 
     def _retire(self, executor: Executor, step: str) -> None:
         stage = self.board.states[step].step.stage

@@ -6,10 +6,10 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dataengine.contract import Machine, Outputs
+from dataengine.contract import Machine, Outputs, Work
 from dataengine.engine.board import Job, part_reads
 from dataengine.errors import DataEngineError, PartError
 from dataengine.storage.rundir import Commit
@@ -24,18 +24,20 @@ def unwatched(job: Job, metrics: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a commit, or the error that stopped it."""
+    """What became of a job: a commit, or the error that stopped it; and the outcomes of its partners."""
 
     step: str
     part: str
     commit: Commit | None
     error: DataEngineError | None = None
+    partners: tuple[Outcome, ...] = ()
 
 
 def run_job(job: Job, machine: Machine) -> Outcome:
-    """Do one part. Never raises: what goes wrong comes back as the outcome's error."""
+    """Do one part and those of its partners. Never raises: what goes wrong comes back as the outcome's error."""
     try:
-        return Outcome(job.step.name, job.part.name, _run(job, machine))
+        first, *others = _run(job, machine)
+        return replace(first, partners=tuple(others))
     except DataEngineError as error:
         located = type(error)(f"{job.step.name} {job.part.name}: {error}")
         return Outcome(job.step.name, job.part.name, None, located)
@@ -44,9 +46,18 @@ def run_job(job: Job, machine: Machine) -> Outcome:
         return Outcome(job.step.name, job.part.name, None, error_)
 
 
-def _run(job: Job, machine: Machine) -> Commit:
+def _run(job: Job, machine: Machine) -> list[Outcome]:
     started = time.monotonic()
-    outputs = Outputs(job.directory, job.part.name, uuid.uuid4().hex[:8])
-    job.step.run(job.part, job.inputs, outputs, machine)
-    commit = outputs.commit(part_reads(job.part, job.inputs), round(time.monotonic() - started, 3))
-    return job.directory.store_commit(commit)
+    jobs = [job, *job.partners]
+    works = [Work(one.step, one.part, one.inputs, _outputs(one)) for one in jobs]
+    job.step.run_bundle(works, machine)
+    seconds = round(time.monotonic() - started, 3)
+    outcomes = []
+    for one, work in zip(jobs, works, strict=True):
+        commit = work.outputs.commit(part_reads(one.part, one.inputs), seconds)
+        outcomes.append(Outcome(one.step.name, one.part.name, one.directory.store_commit(commit)))
+    return outcomes
+
+
+def _outputs(job: Job) -> Outputs:
+    return Outputs(job.directory, job.part.name, uuid.uuid4().hex[:8])

@@ -1,4 +1,4 @@
-"""Scorer: one open_clip model; pixels and texts in, unit embeddings out.
+"""Scorer: one open_clip model; prepared pixels and tokens in, unit embeddings out.
 
 Every batch has the same shape, the last one padded, so that an embedding depends on nothing but its own image
 or text. Towers may run in bfloat16; embeddings are normalised in float32. Preprocessing, tokens and
@@ -8,7 +8,8 @@ activation are the model's own, and are told in `provenance`. It knows no tables
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.errors import ConfigError
-from dataengine.score.tokens import Tokenizer
+from dataengine.imaging import whole
+from dataengine.score.preprocess import Preprocess
+from dataengine.score.texts import TextTower
+from dataengine.score.tokens import Tokenizer, Tokens
 from dataengine.score.weights import UNREADABLE, clip_weights, file_sha256
 
 if TYPE_CHECKING:
@@ -26,106 +30,212 @@ if TYPE_CHECKING:
 
     from dataengine.config.score import ScorerConfig
 
-MAX_ASPECT = 16
-"""Longer images are cut to their middle: a 1 × 20,000 image scaled to a short side of 224 takes 3 GB."""
-
-_LIBRARIES = ("open_clip_torch", "pillow", "torch", "torchvision")
+_LIBRARIES = ("numpy", "open_clip_torch", "opencv-python-headless", "pillow", "simplejpeg", "torch", "torchvision")
 
 
-@dataclass(frozen=True)
+class MemoryShort(Exception):
+    """A batch did not fit the device, and batches are half as large from now on: begin the part again."""
+
+
+@dataclass
 class Scorer:
-    """A loaded model; `dim` is the length of its embeddings."""
+    """A loaded model; `dim` is the length of its embeddings, `batch_size` shrinks when memory is short."""
 
     config: ScorerConfig
-    weights: Path
+    weights_sha256: str
     device: str
     dim: int
+    batch_size: int
     model: Any
-    preprocess: Callable[[Any], torch.Tensor]
+    image_tower: Callable[[torch.Tensor], torch.Tensor]
+    text_tower: Callable[[torch.Tensor], torch.Tensor]
+    texts: TextTower
+    preprocess: Preprocess
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, config: ScorerConfig, device: str, num_threads: int) -> Scorer:
+    def load(cls, config: ScorerConfig, device: str, num_threads: int, identified: str | None = None) -> Scorer:
         """The model that `config` names, on `device` (`cpu` or `cuda`), with `num_threads` CPU threads.
 
-        Sets torch to deterministic kernels for the whole process. Raises ConfigError for a model, tag, file
-        or device that does not exist or does not fit, and StorageError for weights that cannot be fetched.
+        `identified` is what `identify_scorer` said when the run was planned. Sets torch to deterministic kernels for
+        the whole process. Raises ConfigError for a model, tag, file or device that does not exist, does not fit or is
+        another than planned, and StorageError for weights that cannot be fetched.
         """
-        import open_clip
-
-        weights = clip_weights(config.model, config.pretrained)
-        _settle_torch(device, num_threads)
-        model, preprocess = _build(config, weights, device)
-        dim = open_clip.get_model_config(config.model)["embed_dim"]
-        return cls(config, weights, device, dim, model, preprocess, Tokenizer(config.model))
+        weights = clip_weights(config)
+        sha256 = _checked_sha256(config, weights, identified)
+        settle_torch(device, num_threads)
+        model, transform = _build(config, weights, device)
+        tokenizer = Tokenizer(config.model)
+        texts = TextTower.of(model, tokenizer.context_length)
+        shape = model.visual.preprocess_cfg
+        compiled = _compiled if config.compile else _uncompiled
+        return cls(
+            config=config,
+            weights_sha256=sha256,
+            device=device,
+            dim=_dim(config.model),
+            batch_size=config.batch_size,
+            model=model,
+            image_tower=compiled(model.encode_image),
+            text_tower=compiled(texts),
+            texts=texts,
+            preprocess=Preprocess.of(transform, shape, config.preprocess, device),
+            tokenizer=tokenizer,
+        )
 
     def encode_images(self, rgbs: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Unit embeddings of upright RGB images [height, width, 3]: float32 [n, dim]."""
-        return self._in_batches(rgbs, self._encode_image_batch)
+        """Unit embeddings of upright RGB images [height, width, 3]: float32 [n, dim].
+
+        Raises ConfigError where one is not finite, as with broken weights, and MemoryShort.
+        """
+        prepared = [self.preprocess.prepare(whole(rgb)) for rgb in rgbs]
+        parts = [prepared[start : start + self.batch_size] for start in range(0, len(prepared), self.batch_size)]
+        raw = [self.run_images(self.lay_out(part))[: len(part)] for part in parts]
+        return self._all_good(*self.unit_rows(raw))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit embeddings of texts: float32 [n, dim]; what exceeds the model's context is not seen."""
-        return self._in_batches(texts, self._encode_text_batch)
+        """Unit embeddings of texts: float32 [n, dim]; what exceeds the model's context is not seen.
 
-    def count_tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """(tokens of each text without ends, before truncation; whether it is cut): int32 [n], bool [n]."""
-        return self.tokenizer.count(texts)
+        Raises ConfigError where one is not finite, and MemoryShort.
+        """
+        return self._all_good(*self.encode_tokens(self.tokenizer.read(texts)))
+
+    def lay_out(self, prepared: Sequence[Any]) -> torch.Tensor:
+        """At most a batch of prepared images as a whole one on the device, padded with the first image.
+
+        Raises MemoryShort.
+        """
+        import torch
+
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        padded = [*prepared, *[prepared[0]] * (self.batch_size - len(prepared))]
+        with self._room(), torch.inference_mode():
+            return self.preprocess.finish(padded, layout)
+
+    def run_images(self, batch: torch.Tensor) -> torch.Tensor:
+        """Raw embeddings of a batch, still on the device. Raises MemoryShort."""
+        with self._room(), self._precision():
+            return self.image_tower(batch)
+
+    def encode_tokens(self, tokens: Tokens) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Unit embeddings [n, dim] of texts, and whether each is finite; zeros where it is not. Raises MemoryShort."""
+        import torch
+
+        order, raw = [np.empty(0, np.int64)], []
+        for rows, ids in self.texts.batches(tokens.ids, self.batch_size):
+            with self._room(), self._precision():
+                raw.append(self.text_tower(torch.from_numpy(ids).to(self.device))[: len(rows)])
+            order.append(rows)
+        units, good = self.unit_rows(raw)
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return units[back], good[back]
+
+    def unit_rows(self, raw: Sequence[torch.Tensor]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(float32 [n, dim] of length 1, whether each row has a length); rows without one are zeros."""
+        rows = [part.float().cpu().numpy() for part in raw]
+        values = np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+        good = np.isfinite(lengths) & (lengths > 0)
+        return np.divide(values, lengths, out=np.zeros_like(values), where=good), good[:, 0]
 
     def provenance(self) -> dict[str, Any]:
         """Everything the embeddings depend on but the images and texts, as plain JSON values."""
         from open_clip.transformer import QuickGELU
 
         has_quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
-        shape = self.model.visual.preprocess_cfg
         return {
             "model": self.config.model,
-            "pretrained": self.config.pretrained,
-            "weights_sha256": file_sha256(self.weights),
+            "pretrained": "file" if self.config.is_file else self.config.pretrained,
+            "weights_sha256": self.weights_sha256,
             "activation": "quick_gelu" if has_quick_gelu else "gelu",
-            "preprocess": {name: shape[name] for name in ("size", "mean", "std", "interpolation", "resize_mode")},
+            "preprocess": self.preprocess.provenance(),
+            "text": self.texts.variant,
             "context_length": self.tokenizer.context_length,
             "precision": self.config.precision,
-            "device": self.device,
+            "device": _device_class(self.device),
+            "batch_size": self.batch_size,
+            "compile": self.config.compile,
+            "channels_last": self.config.channels_last,
             "libraries": {name: version(name) for name in _LIBRARIES},
         }
 
-    def _in_batches(
-        self, items: Sequence[Any], encode: Callable[[Sequence[Any]], NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        size = self.config.batch_size
-        batches = [encode(items[start : start + size]) for start in range(0, len(items), size)]
-        return np.concatenate(batches) if batches else np.empty((0, self.dim), dtype=np.float32)
-
-    def _encode_image_batch(self, rgbs: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        import torch
-        from PIL import Image
-
-        pixels = torch.stack([self.preprocess(Image.fromarray(_middle(rgb))) for rgb in rgbs])
-        return self._encode(self.model.encode_image, pixels)
-
-    def _encode_text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encode(self.model.encode_text, self.tokenizer.read(texts))
-
-    def _encode(self, tower: Callable[[Any], Any], inputs: torch.Tensor) -> NDArray[np.float32]:
-        """Unit rows for at most a batch of `inputs`, which is padded with its first one."""
-        import torch
-
-        padding = inputs[:1].expand(self.config.batch_size - len(inputs), *inputs.shape[1:])
-        batch = torch.cat([inputs, padding]).to(self.device)
-        is_low = self.config.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=is_low):
-            outputs = tower(batch)
-        rows: NDArray[np.float32] = outputs[: len(inputs)].float().cpu().numpy()
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        if not (np.isfinite(lengths).all() and lengths.all()):
+    def _all_good(self, units: NDArray[np.float32], good: NDArray[np.bool_]) -> NDArray[np.float32]:
+        if not good.all():
             raise ConfigError(
                 f"scorer {self.config.model}: gives embeddings of length zero or not finite; "
                 f"check its weights, or set `precision: float32`"
             )
-        return rows / lengths
+        return units
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        import torch
+
+        is_low = self.config.precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=is_low):
+            yield
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """When memory is short, batches are half as large from now on. Raises MemoryShort, at last ConfigError."""
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            if self.batch_size == 1:
+                raise ConfigError(
+                    f"scorer {self.config.model}: not even one image at a time fits the memory of {self.device}: "
+                    f"{error}; give each worker more of a GPU (execution.score.num_gpus)"
+                ) from error
+            self.batch_size //= 2
+            if self.device != "cpu":
+                torch.cuda.empty_cache()
+            raise MemoryShort(f"batches of {self.batch_size} from now on") from error
 
 
-def _settle_torch(device: str, num_threads: int) -> None:
+def _checked_sha256(config: ScorerConfig, weights: Path, identified: str | None) -> str:
+    """The SHA-256 of the weights; raises ConfigError when they are not those of the config or the plan."""
+    found = file_sha256(weights)
+    planned = (identified or "").removeprefix("sha256:") if (identified or "").startswith("sha256:") else None
+    for wanted in (config.weights_sha256, planned):
+        if wanted not in (None, found):
+            raise ConfigError(
+                f"scorer {config.model}: {weights} hashes to {found}, the run was planned with {wanted}; give this "
+                f"machine the same file"
+            )
+    return found
+
+
+def _dim(model: str) -> int:
+    import open_clip
+
+    return int(open_clip.get_model_config(model)["embed_dim"])
+
+
+def _device_class(device: str) -> str:
+    import torch
+
+    if device == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device} {torch.cuda.get_device_name()}"
+
+
+def _compiled(tower: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
+
+    # A shape for images and one per length of text; each is compiled once.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(tower, dynamic=False)
+    return compiled
+
+
+def _uncompiled(tower: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    return tower
+
+
+def settle_torch(device: str, num_threads: int) -> None:
+    """Set this process's threads, and kernels that repeat their bits. Raises ConfigError where there is no GPU."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -138,31 +248,26 @@ def _settle_torch(device: str, num_threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _build(config: ScorerConfig, weights: Path, device: str) -> tuple[Any, Callable[[Any], torch.Tensor]]:
+def _build(config: ScorerConfig, weights: Path, device: str) -> tuple[Any, Any]:
     import open_clip
 
-    tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
+    names: dict[str, Any] = {}
+    if config.pretrained is not None:
+        tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
+        # A tag also brings its own mean and deviation of pixels; a file has open_clip's defaults. And open_clip only
+        # warns when a tag was trained with QuickGELU and the model is built without.
+        names = {"pretrained": config.pretrained if tag else str(weights)}
+        names["force_quick_gelu"] = bool(tag.get("quick_gelu"))
     try:
-        model, preprocess = open_clip.create_model_from_pretrained(
-            config.model,
-            # A tag also brings its own mean and deviation of pixels; a file has open_clip's defaults.
-            pretrained=config.pretrained if tag else str(weights),
-            device=device,
-            # open_clip only warns when a tag was trained with QuickGELU and the model is built without.
-            force_quick_gelu=bool(tag.get("quick_gelu")),
-        )
+        model, transform = open_clip.create_model_from_pretrained(config.model, device=device, **names)
     except UNREADABLE as error:
-        text = str(error)
         raise ConfigError(
-            f"scorer {config.model}: the weights {config.pretrained} do not load: {text[:500]}; "
+            f"scorer {config.model}: the weights {config.pretrained} do not load: {str(error)[:500]}; "
             f"name the model that they were trained as"
         ) from error
-    return model.eval(), preprocess
+    model = model.eval()
+    if config.channels_last:
+        import torch
 
-
-def _middle(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image, its long side cut to MAX_ASPECT times its short side around the centre."""
-    height, width = rgb.shape[:2]
-    most = MAX_ASPECT * min(height, width)
-    top, left = max(0, height - most) // 2, max(0, width - most) // 2
-    return np.ascontiguousarray(rgb[top : top + most, left : left + most])
+        model = model.to(memory_format=torch.channels_last)
+    return model, transform

@@ -1,32 +1,49 @@
 """The score stage: image bytes and captions in; SCORE and EMBEDDING out, row for row with SAMPLE.
 
-Each scorer is a unit of its own per source, so adding one leaves the others alone. The first scorer also takes the
-measures that need no model, from the same decode.
+Each scorer is a unit of its own per source, so adding one leaves the others alone. Scorers that have the same part to
+do, do it in one go: every picture is read and decoded once for all of them. The first scorer also takes the measures
+that need no model.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataengine.config.download import LimitsConfig
 from dataengine.config.score import ScorerConfig
-from dataengine.contract import Inputs, Machine, Need, Outputs, Step
-from dataengine.imaging import ImageFault, decode_rgb
+from dataengine.contract import Inputs, Machine, Need, Outputs, Step, Work
+from dataengine.errors import DriftError
 from dataengine.schemas import CANDIDATE, SAMPLE, TableSchema, score_schema
-from dataengine.score.captions import cosine, gather_captions
-from dataengine.score.clip import Scorer
+from dataengine.score.captions import PRIMARY, Captions, gather_captions
+from dataengine.score.clip import MemoryShort, Scorer, settle_torch
+from dataengine.score.golden import VERSION as GOLDEN_VERSION
+from dataengine.score.golden import check_golden
 from dataengine.score.heads import Head, load_head
-from dataengine.score.measures import entropy, phash, sharpness
+from dataengine.score.metrics import Waits
+from dataengine.score.part import (
+    NOT_FINITE,
+    OK,
+    Looker,
+    PartImages,
+    PartInput,
+    caption_cosines,
+    masked,
+    read_captions,
+)
 from dataengine.storage.located import places_of, read_located
-from dataengine.storage.rundir import Part
+from dataengine.storage.rundir import Commit, Part, digest
+
+_MODELS_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -34,15 +51,20 @@ class Score(Step):
     """Scores the images and captions of a source with one open_clip model and its heads."""
 
     stage: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     stateful: ClassVar[bool] = True
     scorer: str
     source: str
     config: ScorerConfig
+    weights: str
+    """What its weights are; see `identify_scorer`."""
+    heads: Mapping[str, str]
+    """Column → SHA-256 of the head's weights."""
     limits: LimitsConfig
     columns: tuple[tuple[str, str], ...]
     """(caption name, column of its cosine); `caption` is the primary one."""
     measures: bool
+    parts_per_batch: int = 1
 
     @property
     def unit(self) -> str:
@@ -60,103 +82,161 @@ class Score(Step):
     def identity(self) -> Mapping[str, Any]:
         return {
             "scorer": self.scorer,
-            "config": self.config.identity(),
             "columns": [list(pair) for pair in self.columns],
             "measures": self.measures,
+            **self._model_identity(),
         }
+
+    def _model_identity(self) -> dict[str, Any]:
+        return {"config": self.config.identity(), "weights": self.weights, "heads": dict(self.heads)}
+
+    def bundle(self, part: Part) -> str | None:
+        """Scorers of the same source share a part's pictures."""
+        if self.parts_per_batch == 1:
+            return f"{self.source} {part.name}"
+        return f"{self.source} {int(part.name.rpartition('-')[2]) // self.parts_per_batch}"
+
+    def check(self, commits: Sequence[Commit]) -> None:
+        """Raises DriftError when parts were scored with different weights, as under a tag that moved."""
+        used = {commit.facts["provenance"]["weights_sha256"] for commit in commits}
+        if len(used) > 1:
+            raise DriftError(
+                f"{self.name}: its parts were scored with different weights under the name {self.config.pretrained}: "
+                f"{', '.join(sorted(used))}; set `weights_sha256` to the right one and run again"
+            )
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        model, heads = _load(self.config, machine.num_gpus > 0, machine.num_threads)
-        candidates = inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, ["key", "caption", "captions"])
-        samples = inputs.table(
-            f"download/{self.source}", "sample", SAMPLE, ["key", "status", "object", "offset", "nbytes"]
+        self.run_bundle([Work(self, part, inputs, outputs)], machine)
+
+    def run_bundle(self, works: Sequence[Work], machine: Machine) -> None:
+        waits = Waits()
+        steps = [work.step for work in works if isinstance(work.step, Score)]
+        models = {step.scorer: step.load(work.outputs, machine) for step, work in zip(steps, works, strict=True)}
+        parts = list(dict.fromkeys(work.part.name for work in works))
+        looker = Looker(
+            {name: model for name, (model, _) in models.items()},
+            self.limits,
+            machine.num_threads,
+            waits,
+            machine.report,
         )
-        embeddings, status, measured = self._look(samples, inputs, model)
-        seen = np.array([state == "ok" for state in status], dtype=bool)
-        columns: dict[str, Any] = {"key": samples.column("key"), "score_status": status}
-        columns |= self._cosines(candidates, embeddings, seen, model)
-        columns |= {name: _masked(head.apply(embeddings), seen) for name, head in heads.items()}
-        if self.measures:
-            columns |= measured | _measure_captions(candidates, model)
-        outputs.rows_in = len(samples)
-        outputs.count(Counter(status))
-        outputs.table("score", self.schema, self.schema.table(columns))
-        outputs.array("embedding", embeddings.astype(np.float16))
-        outputs.facts["provenance"] = model.provenance() | {
-            "heads": {name: {"weights_sha256": head.sha256} for name, head in heads.items()}
-        }
+        inputs = [
+            _part_input([(step, work) for step, work in zip(steps, works, strict=True) if work.part.name == name])
+            for name in parts
+        ]
+        seen = dict(zip(parts, looker.look(inputs), strict=True))
+        for step, work in zip(steps, works, strict=True):
+            step.write(work, seen[work.part.name], *models[step.scorer], waits)
+        for work in works:
+            work.outputs.metrics |= waits.metrics() | {"num_together": len(works)}
 
-    def _look(
-        self, samples: pa.Table, inputs: Inputs, model: Scorer
-    ) -> tuple[NDArray[np.float32], list[str], dict[str, list[Any]]]:
-        """Embeddings [rows, dim] (zero where there is no picture), a status per row, and the image measures."""
-        embeddings = np.zeros((len(samples), model.dim), dtype=np.float32)
-        status = ["missing"] * len(samples)
-        measured: dict[str, list[Any]] = {name: [None] * len(samples) for name in ("phash", "sharpness", "entropy")}
-        batch: list[tuple[int, NDArray[np.uint8]]] = []
-
-        def flush() -> None:
-            if batch:
-                rows = [row for row, _ in batch]
-                embeddings[rows] = model.encode_images([rgb for _, rgb in batch])
-                batch.clear()
-
-        places = places_of(samples.select(["object", "offset", "nbytes"]).to_pydict())
-        for row, content in enumerate(read_located(inputs.root, places)):
-            if content is None:
-                continue
+    def load(self, outputs: Outputs, machine: Machine) -> tuple[Scorer, dict[str, Head]]:
+        """The model and its heads, proven against the run's golden batch; kept by the process from part to part."""
+        device = "cuda" if machine.num_gpus > 0 else "cpu"
+        settle_torch(device, machine.num_threads)  # also for a model that is loaded: threads are the process's
+        model, heads, proven = _load(self.config.model_dump_json(), self.weights, device, machine.num_threads)
+        identity = digest({**self._model_identity(), "golden": GOLDEN_VERSION})[:16]
+        place = f"{outputs.directory.root.url} {outputs.directory.path.rsplit('/', 2)[0]} {identity}"
+        while place not in proven:
             try:
-                rgb = decode_rgb(content, max_pixels=self.limits.max_pixels, max_side=self.limits.max_side)
-            except ImageFault:
-                status[row] = "undecodable"
-                continue
-            status[row] = "ok"
-            if self.measures:
-                measured["phash"][row] = f"{phash(rgb):016x}"
-                measured["sharpness"][row], measured["entropy"][row] = sharpness(rgb), entropy(rgb)
-            batch.append((row, rgb))
-            if len(batch) == self.config.batch_size:
-                flush()
-        flush()
-        return embeddings, status, measured
+                check_golden(model, heads, identity, outputs.settle)
+                proven.add(place)
+            except MemoryShort:
+                continue  # with half the batch
+        return model, heads
 
-    def _cosines(
-        self, candidates: pa.Table, embeddings: NDArray[np.float32], seen: NDArray[np.bool_], model: Scorer
-    ) -> dict[str, pa.Array]:
-        texts = gather_captions(candidates, [name for name, _ in self.columns])
-        encoded = model.encode_texts(texts.unique)
-        found = {}
+    def write(self, work: Work, images: PartImages, model: Scorer, heads: Mapping[str, Head], waits: Waits) -> None:
+        """Score what was seen of a part, and write its tables."""
+        names = ["key", "caption", "captions"]
+        candidates = work.inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, names)
+        embeddings, seen = images.embeddings[self.scorer], images.good[self.scorer]
+        captions = gather_captions(candidates, list(dict.fromkeys((PRIMARY, *(name for name, _ in self.columns)))))
+        tokens, texts, good = read_captions(model, captions, waits)
+        scores: dict[str, pa.Array] = {}
         for name, column in self.columns:
-            rows = texts.rows[name]  # index into `unique`, -1 where the row has no such caption
-            there = seen & (rows >= 0)
-            scores = np.zeros(len(rows), dtype=np.float32)
-            scores[there] = cosine(embeddings[there], encoded[rows[there]])
-            found[column] = _masked(scores, there)
-        return found
+            rows = captions.rows[name]
+            known = np.where((rows >= 0) & good[rows] if len(good) else False, rows, -1)
+            scores[column] = caption_cosines(embeddings, seen, texts, known)
+        scores |= {name: masked(head.apply(embeddings), seen) for name, head in heads.items()}
+        status = _status(images, seen, scores, captions, dict(self.columns))
+        columns: dict[str, Any] = {"key": candidates.column("key"), "score_status": status} | scores
+        if self.measures:
+            columns |= _measured(images) | _caption_measures(candidates, captions, tokens.counts, tokens.truncated)
+        provenance = model.provenance() | {
+            # What the images had; captions may have found less memory since.
+            "batch_size": images.batch_sizes[self.scorer],
+            "text_batch_size": model.batch_size,
+            "heads": {name: head.provenance() for name, head in heads.items()},
+            "batches": "of one part" if self.parts_per_batch == 1 else f"across {self.parts_per_batch} parts",
+        }
+        outputs = work.outputs
+        outputs.rows_in = len(candidates)
+        outputs.count(Counter(status))
+        metadata = {"provenance": json.dumps(provenance, sort_keys=True)}
+        outputs.table("score", self.schema, self.schema.table(columns).replace_schema_metadata(metadata))
+        outputs.array("embedding", embeddings.astype(np.float16))
+        outputs.facts["provenance"] = provenance
 
 
-def _measure_captions(candidates: pa.Table, model: Scorer) -> dict[str, Any]:
-    captions = candidates.column("caption")
-    tokens, truncated = model.count_tokens(captions.to_pylist())
+def _part_input(members: Sequence[tuple[Score, Work]]) -> PartInput:
+    step, work = members[0]
+    inputs = work.inputs
+    samples = inputs.table(f"download/{step.source}", "sample", SAMPLE, ["key", "status", "object", "offset", "nbytes"])
+    places = places_of(samples.select(["object", "offset", "nbytes"]).to_pydict())
+    # In the order in which they lie, so that neighbours are read together: rows of tars read in place are in key order.
+    order = sorted((row for row, place in enumerate(places) if place is not None), key=lambda row: places[row] or ())
+
+    def read() -> Iterator[bytes | None]:
+        return read_located(inputs.root, [places[row] for row in order])
+
+    scorers = tuple(member.scorer for member, _ in members)
+    measures = any(member.measures for member, _ in members)
+    return PartInput(len(samples), np.array(order, np.int64), read, scorers, measures)
+
+
+def _status(
+    images: PartImages,
+    seen: NDArray[np.bool_],
+    scores: Mapping[str, pa.Array],
+    captions: Captions,
+    columns: Mapping[str, str],
+) -> list[str]:
+    """A status per row: what became of the picture, and whether every score that there should be is a number."""
+    there = np.array([state == OK for state in images.status], dtype=bool)
+    finite = seen.copy()
+    caption_of = {column: name for name, column in columns.items()}
+    for column, values in scores.items():
+        wanted = captions.rows[caption_of[column]] >= 0 if column in caption_of else np.ones(len(there), bool)
+        finite &= ~wanted | pc.is_valid(values).to_numpy(zero_copy_only=False)
+    return list(np.where(there & ~finite, NOT_FINITE, images.status))
+
+
+def _measured(images: PartImages) -> dict[str, Any]:
+    found = images.measures
     return {
-        "caption_chars": pa.compute.utf8_length(captions).cast(pa.int32()),
-        "caption_tokens": pa.array(tokens),
-        "caption_truncated": pa.array(truncated),
+        "phash": [None if item is None else f"{item.phash:016x}" for item in found],
+        "sharpness": [None if item is None else item.sharpness for item in found],
+        "entropy": [None if item is None else item.entropy for item in found],
     }
 
 
-def _masked(values: NDArray[np.float32], there: NDArray[np.bool_]) -> pa.Array:
-    """`values` with null where not `there`."""
-    return pa.array(values, type=pa.float32(), mask=~there)
+def _caption_measures(
+    candidates: pa.Table, captions: Captions, counts: NDArray[np.int32], truncated: NDArray[np.bool_]
+) -> dict[str, Any]:
+    rows = captions.rows[PRIMARY]
+    there = rows >= 0
+    tokens, cut = np.zeros(len(rows), np.int32), np.zeros(len(rows), bool)
+    tokens[there], cut[there] = counts[rows[there]], truncated[rows[there]]
+    return {
+        "caption_chars": pc.utf8_length(candidates.column("caption")).cast(pa.int32()),
+        "caption_tokens": pa.array(tokens),
+        "caption_truncated": pa.array(cut),
+    }
 
 
-@functools.lru_cache(maxsize=2)
-def _load_key(key: str, gpu: bool, num_threads: int) -> tuple[Scorer, dict[str, Head]]:
-    config = ScorerConfig.model_validate_json(key)
-    model = Scorer.load(config, "cuda" if gpu else "cpu", num_threads)
-    return model, {name: load_head(head.weights, model.dim) for name, head in config.heads.items()}
-
-
-def _load(config: ScorerConfig, gpu: bool, num_threads: int) -> tuple[Scorer, dict[str, Head]]:
-    """The model and its heads; kept by the worker process from part to part."""
-    return _load_key(config.model_dump_json(), gpu, num_threads)
+@functools.lru_cache(maxsize=_MODELS_KEPT)
+def _load(config_json: str, weights: str, device: str, num_threads: int) -> tuple[Scorer, dict[str, Head], set[str]]:
+    """A model, its heads, and the golden batches that it has passed."""
+    config = ScorerConfig.model_validate_json(config_json)
+    model = Scorer.load(config, device, num_threads, weights)
+    return model, {name: load_head(head, config, model.dim) for name, head in config.heads.items()}, set()

@@ -1,7 +1,7 @@
-"""Weights: the files that a model's or a head's name in the config stands for.
+"""Weights: the files that a model's or a head's name in the config stands for, and what identifies them.
 
-Names in, paths out, and ConfigError or StorageError where there is none. Built-in weights ship with the
-package.
+Names in, paths and identities out, and ConfigError or StorageError where there is none. Built-in weights ship with the
+package. Nothing here loads a model, and only open_clip's tags need open_clip imported.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from dataengine.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from dataengine.config.score import ScorerConfig
 
 BUILTIN = "builtin:"
 MODELS = Path(__file__).parent.parent / "models"
@@ -32,27 +37,64 @@ def builtin_weights(name: str, what: str) -> Path:
     return MODELS / f"{name}.safetensors"
 
 
-def clip_weights(model: str, pretrained: str) -> Path:
-    """The weights file of an open_clip model: fetched for a tag, `builtin`, or the path itself.
+def identify_scorer(config: ScorerConfig) -> str:
+    """What a scorer's weights are: `sha256:...` of a file; `tag:...` or `hub:...` for what others keep under a name.
 
-    Raises ConfigError when the model or tag is not known, and StorageError when a tag's file cannot be had.
+    Fetches nothing. Raises ConfigError when model, tag or file do not exist, so that a run says so before it begins.
+    """
+    what = f"scorer {config.model}"
+    if config.weights_sha256 is None and config.model.startswith("hf-hub:"):
+        return f"hub:{config.model.removeprefix('hf-hub:')}"
+    if config.model.startswith("local-dir:"):
+        return f"sha256:{config.weights_sha256 or file_sha256(_checkpoint(config.model, what))}"
+    _check_model(config.model)
+    if config.weights_sha256 is not None:
+        return f"sha256:{config.weights_sha256}"
+    assert config.pretrained is not None
+    if config.pretrained == BUILTIN.removesuffix(":"):
+        return f"sha256:{file_sha256(builtin_weights(config.model, what))}"
+    if config.is_file:
+        return f"sha256:{file_sha256(_weights_file(config))}"
+    _tag(config.model, config.pretrained)
+    return f"tag:{config.pretrained}"
+
+
+def head_path(weights: str) -> Path:
+    """The file of a head. Raises ConfigError for a built-in head that does not exist."""
+    return builtin_weights(weights.removeprefix(BUILTIN), "head") if weights.startswith(BUILTIN) else Path(weights)
+
+
+def clip_weights(config: ScorerConfig) -> Path:
+    """The weights file of an open_clip model: fetched for a tag or hf-hub:, `builtin`, or the path itself.
+
+    Raises ConfigError when the model or tag is not known, and StorageError when a file cannot be fetched.
     """
     import open_clip
+    from open_clip.pretrained import download_pretrained_from_hf
 
     register_builtin()
-    if model not in open_clip.list_models():
-        raise ConfigError(f"scorer: open_clip has no model {model!r}{suggest(model, open_clip.list_models())}")
-    if pretrained == BUILTIN.removesuffix(":"):
-        return builtin_weights(model, f"scorer {model}")
-    tag = open_clip.get_pretrained_cfg(model, pretrained)
-    if not tag:
-        return _weights_file(model, pretrained, open_clip.list_pretrained_tags_by_model(model))
+    what = f"scorer {config.model}"
+    if config.model.startswith("local-dir:"):
+        return _checkpoint(config.model, what)
+    if config.model.startswith("hf-hub:"):
+        return _fetched(config, config.model, lambda: download_pretrained_from_hf(config.model.removeprefix("hf-hub:")))
+    if config.model not in open_clip.list_models():
+        raise ConfigError(f"scorer: open_clip has no model {config.model!r}{suggest(config.model, _model_names())}")
+    assert config.pretrained is not None
+    if config.pretrained == BUILTIN.removesuffix(":"):
+        return builtin_weights(config.model, what)
+    if config.is_file:
+        return _weights_file(config)
+    tag = _tag(config.model, config.pretrained)
+    return _fetched(config, str(tag.get("hf_hub") or tag.get("url")), lambda: open_clip.download_pretrained(tag))
+
+
+def _fetched(config: ScorerConfig, place: str, fetch: Callable[[], str]) -> Path:
     try:
-        return Path(open_clip.download_pretrained(tag))
-    except (OSError, RuntimeError) as error:
-        place = tag.get("hf_hub") or tag.get("url")
+        return Path(fetch())
+    except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(
-            f"scorer {model}: cannot fetch the weights {pretrained!r} from {place}: {error}; fetch them "
+            f"scorer {config.model}: cannot fetch the weights {config.pretrained!r} from {place}: {error}; fetch them "
             f"where there is a network and copy the cache, or set `pretrained` to the path of a weights file"
         ) from error
 
@@ -65,9 +107,14 @@ def register_builtin() -> None:
     open_clip.add_model_config(MODELS)
 
 
-@functools.cache
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex characters."""
+    """The SHA-256 of a file, 64 hex characters; remembered as long as its size and time of change stay."""
+    status = path.stat()
+    return _file_sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _file_sha256(path: Path, *_when: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -79,10 +126,55 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(names[:20]) or 'none'}"
 
 
-def _weights_file(model: str, pretrained: str, tags: list[str]) -> Path:
-    path = Path(pretrained)
-    if path.suffix in (".safetensors", ".pt", ".pth", ".bin") or "/" in pretrained:
-        if path.is_file():
-            return path
-        raise ConfigError(f"scorer {model}: no weights file {pretrained}; give its path, or a tag: {', '.join(tags)}")
-    raise ConfigError(f"scorer {model}: no pretrained tag {pretrained!r}{suggest(pretrained, tags)}")
+def _check_model(model: str) -> None:
+    """Raises ConfigError for an architecture that open_clip and the package do not have."""
+    names = _model_names()
+    if model in names:
+        return
+    import open_clip  # somebody may have registered more
+
+    if model not in open_clip.list_models():
+        raise ConfigError(f"scorer: open_clip has no model {model!r}{suggest(model, names)}")
+
+
+@functools.cache
+def _model_names() -> list[str]:
+    """Architectures by name, from open_clip's files: importing it takes four seconds."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ConfigError("score: open_clip is not installed; pip install 'dataengine[engine,cpu]'")
+    folders = [Path(place) / "model_configs" for place in spec.submodule_search_locations]
+    return sorted(path.stem for folder in (*folders, MODELS) for path in folder.glob("*.json"))
+
+
+def _tag(model: str, name: str) -> dict[str, object]:
+    import open_clip
+
+    tag: dict[str, object] = open_clip.get_pretrained_cfg(model, name)
+    if not tag:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ConfigError(f"scorer {model}: no pretrained tag {name!r}{suggest(name, tags)}")
+    return tag
+
+
+def _checkpoint(model: str, what: str) -> Path:
+    """The weights in a `local-dir:` folder, as open_clip chooses among several. Raises ConfigError."""
+    folder = Path(model.removeprefix("local-dir:"))
+    if not (folder / "open_clip_config.json").is_file():
+        raise ConfigError(f"{what}: {folder} holds no open_clip_config.json; give a folder that open_clip saved")
+    from open_clip.factory import _find_checkpoint_in_dir
+
+    found = _find_checkpoint_in_dir(folder)
+    if found is None:
+        raise ConfigError(f"{what}: {folder} holds no weights; wanted open_clip_model.safetensors or the like")
+    return Path(found)
+
+
+def _weights_file(config: ScorerConfig) -> Path:
+    path = Path(config.pretrained or "")
+    if not path.is_file():
+        raise ConfigError(
+            f"scorer {config.model}: no weights file {path}; give its path, an open_clip tag, or its `weights_sha256` "
+            f"when only the workers have it"
+        )
+    return path

@@ -4,6 +4,7 @@
                                         data/<part>.<attempt>.*    attempt-unique, never overwritten
                                         commits/<part>.json        create-once: the record that makes the part exist
                                         complete.json              create-once: every commit of the unit, sorted
+    runs/<run>/settled/<name>                                      create-once: what all workers must agree on
 
 A commit holds for the content it names as read. When that content changes, the next generation is written beside it
 (`part-000000.g1.json`, and `plan.g1.json` when the parts change); nothing is edited, and the generation that fits is
@@ -136,6 +137,11 @@ class UnitDirectory:
     def data_path(self, part: str, attempt: str, suffix: str) -> str:
         """Where an attempt at a part writes an object."""
         return f"{self.path}/data/{part}.{attempt}.{suffix}"
+
+    def settle(self, name: str, content: bytes) -> bytes:
+        """What the run holds under `settled/<name>` for ever: the first content that anybody gave it."""
+        run = self.path.rsplit("/", 2)[0]
+        return self.root.create(f"{run}/settled/{name}", content)
 
     def store_plan(self, plan: Plan) -> Plan:
         """Store `plan`, as another generation when the inputs that decided the last one have changed."""

@@ -126,7 +126,23 @@ def test_a_head_made_for_another_model(cli: CommandLine, tmp_path: Path) -> None
 
     save_file({"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, tmp_path / "head.safetensors")
     head = f"score.scorers.tiny.heads.grade.weights={tmp_path}/head.safetensors"
-    refused(cli, write_config(tmp_path), 2, "embeddings of 7 numbers", "the scorer's have 128", sets=(head,))
+    config = write_config(tmp_path)
+    refused(cli, config, 2, "does not say which embedding", sets=(head,))
+    assert not (tmp_path / "root").exists()
+    other = "score.scorers.tiny.heads.grade.embedding=ViT-L-14/openai"
+    refused(cli, config, 2, "ViT-L-14/openai, and the scorer's is tiny-clip/builtin", sets=(head, other))
+    mine = "score.scorers.tiny.heads.grade.embedding=tiny-clip/builtin"
+    refused(cli, config, 2, "embeddings of 7 numbers", "the scorer's have 128", sets=(head, mine))
+
+
+def test_plan_names_a_model_that_does_not_exist(cli: CommandLine, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    said = cli("plan", config, "--set", "score.scorers.tiny={model: ViT-L14, pretrained: openai}")
+    assert said.code == 2
+    assert "'ViT-L14'; did you mean ViT-L-14" in said.err
+    said = cli("plan", config, "--set", "score.scorers.tiny={model: ViT-L-14, pretrained: openia}")
+    assert said.code == 2
+    assert "no pretrained tag 'openia'; did you mean openai" in said.err
 
 
 def test_verbs_and_options_that_do_not_exist(cli: CommandLine, tmp_path: Path) -> None:

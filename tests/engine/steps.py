@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
+from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step, Work
 from dataengine.errors import InputError
 from dataengine.schemas import TableSchema, column
 from dataengine.storage.rundir import Part, Plan
@@ -87,6 +87,23 @@ class Double(Step):
 
 
 @dataclass(frozen=True)
+class Together(Double):
+    """Multiplies, in one go with the others of its kind that have the same part to do."""
+
+    @property
+    def unit(self) -> str:
+        return f"times{self.factor}"
+
+    def bundle(self, part: Part) -> str:
+        return part.name
+
+    def run_bundle(self, works: Sequence[Work], machine: Machine) -> None:
+        super().run_bundle(works, machine)
+        for work in works:
+            work.outputs.metrics["together"] = len(works)
+
+
+@dataclass(frozen=True)
 class StatefulDouble(Double):
     """The same, kept in actors."""
 
@@ -101,10 +118,11 @@ class Sum(Step):
     stage: ClassVar[str] = "select"
     version: ClassVar[int] = 1
     below: str = "download/doubled"
+    name_: str = "sum"
 
     @property
     def unit(self) -> str:
-        return "sum"
+        return self.name_
 
     @property
     def needs(self) -> tuple[Need, ...]:

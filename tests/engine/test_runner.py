@@ -16,7 +16,7 @@ from dataengine.engine.serial import SerialExecutor
 from dataengine.errors import InputError, PartError, TryAgainError
 from dataengine.storage.rundir import RunDirectory, digest
 from dataengine.storage.store import Root
-from tests.engine.steps import Double, Read, StatefulDouble, Sum
+from tests.engine.steps import Double, Read, StatefulDouble, Sum, Together
 
 
 def now() -> datetime:
@@ -99,6 +99,27 @@ def test_actors_do_the_same_work(tmp_path: Path, start: Callable[[], Executor]) 
     assert total(board) == 20
 
 
+def test_parts_of_a_bundle_go_together_and_each_is_committed(tmp_path: Path, start: Callable[[], Executor]) -> None:
+    numbers = (1, 2, 3, 4, 5)
+    steps = [
+        Read(numbers),
+        Together(factor=2),
+        Together(factor=3),
+        Sum("download/times2"),
+        Sum("download/times3", "sum3"),
+    ]
+    board, num_run = drive(tmp_path, steps, start)
+    assert num_run == 5 + 10 + 2
+    assert [commit.facts["total"] for commit in board.commits("select/sum")] == [30]
+    assert [commit.facts["total"] for commit in board.commits("select/sum3")] == [45]
+    for name in ("download/times2", "download/times3"):
+        assert [commit.metrics["together"] for commit in board.commits(name)] == [2] * 5
+    more = [*steps, Together(factor=7), Sum("download/times7", "sum7")]
+    board, num_run = drive(tmp_path, more, start)
+    assert num_run == 5 + 1
+    assert {commit.metrics["together"] for commit in board.commits("download/times7")} == {1}
+
+
 def test_users_fault_stops_the_run_with_its_place_and_loses_nothing(
     tmp_path: Path, start: Callable[[], Executor]
 ) -> None:
@@ -156,30 +177,35 @@ def test_survey_writes_nothing_and_sees_what_is_missing(tmp_path: Path, start: C
 
 
 def test_resources_that_no_machine_has_are_refused_at_once(ray_cluster: None) -> None:
-    from dataengine.engine.cluster import await_resources
+    from dataengine.engine.cluster import Wanted, await_resources
     from dataengine.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"execution\.score\.num_gpus: 1 wanted, the cluster has 0"):
-        await_resources({"score": (1.0, 1.0, None)}, joined=False, wait_seconds=60)
+        await_resources({"score": Wanted(1.0, 1.0)}, joined=False, wait_seconds=60)
+    with pytest.raises(ConfigError, match=r"execution\.score\.min_workers: 3 of 1 CPU wanted, the cluster has 2"):
+        await_resources({"score": Wanted(1.0, 0.0, min_workers=3)}, joined=False, wait_seconds=60)
+    assert await_resources({"score": Wanted(1.0, 0.0, min_workers=2)}, joined=False, wait_seconds=60)["CPU"] == 2
 
 
 @pytest.mark.parametrize(
     ("resources", "wanted", "stateful", "count"),
     [
-        ({"CPU": 8.0}, (1.0, 0.0, None), False, 8),
-        ({"CPU": 8.0}, (0.5, 0.0, None), False, 16),
-        ({"CPU": 8.0}, (1.0, 0.0, 3), False, 3),
-        ({"CPU": 8.0}, (2.0, 0.0, None), True, 2),
-        ({"CPU": 64.0, "GPU": 4.0}, (4.0, 0.5, None), True, 8),
-        ({"CPU": 1.0}, (1.0, 0.0, None), True, 1),
+        ({"CPU": 8.0}, (1.0, 0.0, 1, None), False, 8),
+        ({"CPU": 8.0}, (0.5, 0.0, 1, None), False, 16),
+        ({"CPU": 8.0}, (1.0, 0.0, 1, 3), False, 3),
+        ({"CPU": 8.0}, (2.0, 0.0, 1, None), True, 2),
+        ({"CPU": 64.0, "GPU": 4.0}, (4.0, 0.5, 1, None), True, 8),
+        ({"CPU": 64.0, "GPU": 0.8}, (1.0, 0.1, 1, None), True, 8),
+        ({"CPU": 8.0}, (1.0, 0.0, 6, 8), True, 6),
+        ({"CPU": 1.0}, (1.0, 0.0, 1, None), True, 1),
     ],
 )
 def test_worker_counts_fit_the_cluster(
-    resources: dict[str, float], wanted: tuple[float, float, int | None], stateful: bool, count: int
+    resources: dict[str, float], wanted: tuple[float, float, int, int | None], stateful: bool, count: int
 ) -> None:
-    from dataengine.engine.cluster import worker_counts
+    from dataengine.engine.cluster import Wanted, worker_counts
 
-    assert worker_counts(resources, {"score": wanted}, lambda _: stateful) == {"score": count}
+    assert worker_counts(resources, {"score": Wanted(*wanted)}, lambda _: stateful) == {"score": count}
 
 
 class _Slow:

@@ -6,6 +6,7 @@ The model is a tiny one with random weights, registered with open_clip like any 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,40 +20,9 @@ from safetensors.torch import save_file
 
 from dataengine.config.score import ScorerConfig
 from dataengine.errors import ConfigError, StorageError
-from dataengine.score.clip import Scorer
-from dataengine.score.weights import clip_weights, file_sha256
-
-MODEL = "random-tiny-clip"
-SHAPE = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    (folder / f"{MODEL}.json").write_text(json.dumps(SHAPE))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    path = folder / f"{MODEL}.safetensors"
-    save_file({name: value.contiguous() for name, value in open_clip.create_model(MODEL).state_dict().items()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def load(weights: Path) -> Callable[..., Scorer]:
-    def loaded(**settings: object) -> Scorer:
-        fields = {"model": MODEL, "pretrained": str(weights), "batch_size": 4} | settings
-        return Scorer.load(ScorerConfig.model_validate(fields), "cpu", 1)
-
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def scorer(load: Callable[..., Scorer]) -> Scorer:
-    return load()
+from dataengine.score.clip import MemoryShort, Scorer
+from dataengine.score.weights import clip_weights, file_sha256, identify_scorer
+from tests.score.conftest import MODEL
 
 
 def pictures(num_pictures: int) -> list[NDArray[np.uint8]]:
@@ -61,13 +31,13 @@ def pictures(num_pictures: int) -> list[NDArray[np.uint8]]:
     return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in sizes]
 
 
-def test_images_are_encoded_as_open_clip_does(scorer: Scorer, weights: Path) -> None:
+def test_images_are_encoded_as_open_clip_does(load: Callable[..., Scorer], scorer: Scorer, weights: Path) -> None:
     images = pictures(6)
     model, preprocess = open_clip.create_model_from_pretrained(MODEL, pretrained=str(weights))
     with torch.inference_mode():
         pixels = torch.stack([preprocess(Image.fromarray(image)) for image in images])
         wanted = model.eval().encode_image(pixels, normalize=True).numpy()
-    found = scorer.encode_images(images)
+    found = load(preprocess="exact").encode_images(images)
     assert (found.shape, found.dtype, scorer.dim) == ((6, 16), np.float32, 16)
     assert found == pytest.approx(wanted, abs=1e-5)
 
@@ -107,11 +77,12 @@ def test_an_endless_picture_is_seen_in_its_middle(scorer: Scorer) -> None:
 
 def test_tokens_are_counted_without_ends_and_before_truncation(scorer: Scorer) -> None:
     texts = ["", "a cat", "a " * 10, "a " * 11, "x" * 5000]
-    tokens, is_truncated = scorer.count_tokens(texts)
-    assert tokens.dtype == np.int32
-    assert tokens.tolist()[:4] == [0, 2, 10, 11]
-    assert is_truncated.tolist() == [False, False, False, True, True]
-    assert [len(part) for part in scorer.count_tokens([])] == [0, 0]
+    read = scorer.tokenizer.read(texts)
+    assert (read.counts.dtype, read.ids.dtype) == (np.int32, np.int64)
+    assert read.counts.tolist()[:4] == [0, 2, 10, 11]
+    assert read.truncated.tolist() == [False, False, False, True, True]
+    assert np.array_equal(read.ids, open_clip.get_tokenizer(MODEL)(texts).numpy())
+    assert scorer.tokenizer.read([]).ids.shape == (0, 12)
 
 
 def test_bfloat16_towers_stay_near_float32(load: Callable[..., Scorer], scorer: Scorer) -> None:
@@ -132,8 +103,9 @@ def test_provenance_tells_what_scores_depend_on(scorer: Scorer, weights: Path) -
         file_sha256(weights),
         "gelu",
     )
-    assert (told["device"], told["precision"], told["context_length"]) == ("cpu", "float32", 12)
-    assert set(told["libraries"]) == {"open_clip_torch", "pillow", "torch", "torchvision"}
+    assert (told["device"].split()[0], told["precision"], told["context_length"]) == ("cpu", "float32", 12)
+    assert (told["preprocess"]["variant"], told["batch_size"], told["compile"]) == ("fast", 4, False)
+    assert {"numpy", "open_clip_torch", "pillow", "simplejpeg", "torch", "torchvision"} <= set(told["libraries"])
 
 
 def test_a_tag_trained_with_quick_gelu_gets_it(
@@ -158,8 +130,10 @@ def test_a_tag_trained_with_quick_gelu_gets_it(
     ],
 )
 def test_names_that_do_not_exist_are_config_errors(model: str, pretrained: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=hint):
-        clip_weights(model, pretrained)
+    config = ScorerConfig(model=model, pretrained=pretrained)
+    for find in (clip_weights, identify_scorer):
+        with pytest.raises(ConfigError, match=hint):
+            find(config)
 
 
 def test_weights_that_cannot_be_fetched_say_from_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +142,7 @@ def test_weights_that_cannot_be_fetched_say_from_where(tmp_path: Path, monkeypat
     with pytest.raises(
         StorageError, match=r"ViT-L-14.*'openai' from timm/vit_large_patch14_clip_224.openai.*path of a"
     ):
-        clip_weights("ViT-L-14", "openai")
+        clip_weights(ScorerConfig(model="ViT-L-14", pretrained="openai"))
 
 
 def test_weights_of_another_model_do_not_load(load: Callable[..., Scorer], tmp_path: Path) -> None:
@@ -188,6 +162,108 @@ def test_weights_that_give_no_embedding_are_refused(load: Callable[..., Scorer],
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(ConfigError, match="zero or not finite"):
         load(pretrained=str(tmp_path / "w.safetensors")).encode_images(pictures(1))
+
+
+class Narrow:
+    """A tower on a device that has room for so many rows."""
+
+    def __init__(self, tower: Callable[[torch.Tensor], torch.Tensor], room: int) -> None:
+        self.tower, self.room = tower, room
+        self.sizes: list[int] = []
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(batch))
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.tower(batch)
+
+
+def until_it_fits(encode: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+    for _ in range(10):
+        try:
+            return encode()
+        except MemoryShort:
+            continue
+    pytest.fail("batches did not shrink")
+
+
+def test_short_memory_halves_batches_for_good(load: Callable[..., Scorer]) -> None:
+    narrow = load(batch_size=16)
+    narrow.image_tower = tower = Narrow(narrow.image_tower, 5)
+    found = until_it_fits(lambda: narrow.encode_images(pictures(10)))
+    assert tower.sizes == [16, 8, 4, 4, 4]
+    assert np.array_equal(found, load(batch_size=4).encode_images(pictures(10)))
+    narrow.encode_images(pictures(3))
+    assert tower.sizes[5:] == [4]
+    assert narrow.provenance()["batch_size"] == 4
+
+
+def test_short_memory_of_texts_halves_batches_too(load: Callable[..., Scorer]) -> None:
+    narrow = load(batch_size=16)
+    narrow.text_tower = tower = Narrow(narrow.text_tower, 20)
+    texts = ["a cat", "two dogs on a long beach in the evening light"]
+    found = until_it_fits(lambda: narrow.encode_texts(texts))
+    assert tower.sizes == [32, 16, 10]
+    assert np.array_equal(found, load(batch_size=8).encode_texts(texts))
+
+
+def test_memory_for_not_even_one_image_is_a_config_error(load: Callable[..., Scorer]) -> None:
+    narrow = load(batch_size=2)
+    narrow.image_tower = Narrow(narrow.image_tower, 0)
+    with pytest.raises(ConfigError, match=r"not even one image.*num_gpus"):
+        until_it_fits(lambda: narrow.encode_images(pictures(1)))
+
+
+def test_channels_last_is_the_same_to_the_last_bits(load: Callable[..., Scorer], scorer: Scorer) -> None:
+    images = pictures(5)
+    assert load(channels_last=True).encode_images(images) == pytest.approx(scorer.encode_images(images), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_towers_are_the_same_to_the_last_bits(load: Callable[..., Scorer], scorer: Scorer) -> None:
+    images, texts = pictures(5), ["a cat", "two dogs on a long beach in the evening light"]
+    compiled = load(compile=True)
+    assert compiled.encode_images(images) == pytest.approx(scorer.encode_images(images), abs=1e-5)
+    assert compiled.encode_texts(texts) == pytest.approx(scorer.encode_texts(texts), abs=1e-5)
+    assert compiled.provenance()["compile"] is True
+
+
+def test_other_weights_than_planned_are_refused(weights: Path) -> None:
+    planned = ScorerConfig(model=MODEL, pretrained=str(weights))
+    assert identify_scorer(planned) == f"sha256:{file_sha256(weights)}"
+    with pytest.raises(ConfigError, match="the run was planned with 0000"):
+        Scorer.load(planned, "cpu", 1, f"sha256:{'0' * 64}")
+    with pytest.raises(ConfigError, match="the run was planned with 1111"):
+        Scorer.load(planned.model_copy(update={"weights_sha256": "1" * 64}), "cpu", 1)
+
+
+def test_where_a_file_lies_is_not_what_it_is(weights: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere.safetensors"
+    moved.write_bytes(weights.read_bytes())
+    here, there = (ScorerConfig(model=MODEL, pretrained=str(path)) for path in (weights, moved))
+    assert here.identity() == there.identity()
+    assert identify_scorer(here) == identify_scorer(there)
+    moved.write_bytes(b"other weights")
+    assert identify_scorer(here) != identify_scorer(there)
+    absent = there.model_copy(update={"pretrained": "/nowhere/w.pt", "weights_sha256": file_sha256(weights)})
+    assert identify_scorer(absent) == identify_scorer(here)
+
+
+def test_a_folder_that_open_clip_saved_brings_its_weights(
+    load: Callable[..., Scorer], scorer: Scorer, weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"open_clip_config\.json"):
+        identify_scorer(ScorerConfig(model=f"local-dir:{tmp_path}"))
+    saved = {"model_cfg": open_clip.get_model_config(MODEL), "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match="holds no weights"):
+        identify_scorer(ScorerConfig(model=f"local-dir:{tmp_path}"))
+    shutil.copy(weights, tmp_path / "open_clip_model.safetensors")
+    folder = load(model=f"local-dir:{tmp_path}", pretrained=None)
+    assert np.array_equal(folder.encode_texts(["a cat"]), scorer.encode_texts(["a cat"]))
+    assert folder.provenance()["preprocess"]["mean"] == (0.1, 0.2, 0.3)
+    assert identify_scorer(folder.config) == f"sha256:{file_sha256(weights)}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
