@@ -11,8 +11,16 @@ from typing import Any
 
 from dataengine.config.run import RunConfig
 from dataengine.contract import Step
-from dataengine.dedup.caption_steps import CaptionEdges, HotBands, Signatures
+from dataengine.dedup.caption_steps import (
+    AskedTexts,
+    CandidatePairs,
+    CaptionClasses,
+    CaptionEdges,
+    RouteCaptions,
+    Signatures,
+)
 from dataengine.dedup.image_steps import Cells, Centroids, ImageEdges, MeasureRecall
+from dataengine.dedup.signing import comparison_of, signature_spec
 from dataengine.dedup.stage import Classes, Route
 from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
@@ -110,18 +118,32 @@ def _dedup_steps(config: RunConfig) -> list[Step]:
     scorer = (dedup.images and dedup.images.scorer) or config.first_scorer
     steps: list[Step] = [Route(name, scorer, config.first_scorer, dedup.num_class_buckets) for name in sources]
     steps.append(Classes(sources, dedup.num_class_buckets))
-    if dedup.captions is not None:
-        captions = dedup.captions
-        steps += [Signatures(captions, config.seed), HotBands(captions), CaptionEdges(captions, config.seed)]
+    steps += _caption_steps(config)
     if dedup.images is not None:
         images = dedup.images
         steps += [Centroids(images, config.seed), Cells(images), ImageEdges(images), MeasureRecall(images, config.seed)]
     return steps
 
 
+def _caption_steps(config: RunConfig) -> list[Step]:
+    sources, dedup = tuple(sorted(config.sources)), config.dedup
+    steps: list[Step] = [RouteCaptions(source) for source in sources]
+    if dedup.captions is None:
+        return [*steps, CaptionClasses(sources, (), None)]
+    spec, comparison = signature_spec(dedup.captions, config.seed), comparison_of(dedup.captions, config.seed)
+    return [
+        *steps,
+        CaptionClasses(sources, dedup.against, spec),
+        Signatures(spec),
+        CandidatePairs(spec, comparison, dedup.against, dedup.memory_bytes),
+        AskedTexts(spec, dedup.against),
+        CaptionEdges(dedup.captions, spec, dedup.against),
+    ]
+
+
 def _edge_steps(config: RunConfig) -> tuple[str, ...]:
     kinds = {"dedup/captions": config.dedup.captions, "dedup/images": config.dedup.images}
-    return tuple(name for name, asked in kinds.items() if asked is not None)
+    return ("dedup/caption-classes", *(name for name, asked in kinds.items() if asked is not None))
 
 
 def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select:
