@@ -254,10 +254,18 @@ class Outputs:
         self._put(name, f"{name}.parquet", bucketed_parquet_bytes(checked), sum(map(len, checked)))
 
     def slices(
-        self, name: str, schema: TableSchema, slices: Sequence[pa.Table], metadata: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        schema: TableSchema,
+        slices: Sequence[pa.Table],
+        metadata: Mapping[str, Any] | None = None,
+        path: str | None = None,
     ) -> None:
-        """Write rows in slices, any run of which is one ranged read (`Inputs.sliced`), with plain JSON beside them."""
-        path = self.path(f"{name}.slices")
+        """Write rows in slices, any run of which is one ranged read (`Inputs.sliced`), with plain JSON beside them.
+
+        With `path` they go to a place of their own; their bytes must be a pure function of the part's inputs.
+        """
+        path = path or self.path(f"{name}.slices")
         with self.directory.root.writer(path) as writer:
             write_slices(writer, map(schema.check, slices), metadata or {})
         self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, sum(map(len, slices)))

@@ -20,6 +20,7 @@ from dataengine.dedup.caption_steps import (
     Signatures,
 )
 from dataengine.dedup.image_steps import Cells, Centroids, ImageEdges, MeasureRecall
+from dataengine.dedup.publish_steps import KeptCaptions, PublishCaptions
 from dataengine.dedup.signing import comparison_of, signature_spec
 from dataengine.dedup.stage import Classes, Route
 from dataengine.download.stage import Download
@@ -152,11 +153,13 @@ def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select
 
 def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published: Mapping[str, Any]) -> list[Step]:
     sources, tables, columns = tuple(sorted(config.sources)), tuple(scores.items()), config.score_columns
+    spec = signature_spec(config.dedup.captions, config.seed) if config.dedup.captions is not None else None
     extra = sorted({name for source in config.sources.values() for name in source.passthrough})
     return [
         PlanShards(config.name, sources, tuple(scores), config.emit, published),
         *(RouteRows(source, tables, columns) for source in sources),
         WriteShards(config.name, sources, columns, config.caption_names, tuple(extra)),
+        *([*map(KeptCaptions, sources), PublishCaptions(sources, spec)] if spec is not None else []),
         Publish(
             dataset=config.name,
             sources=sources,
@@ -165,6 +168,7 @@ def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published:
             scores=tables,
             score_columns=columns,
             recall_step="dedup/recall" if config.dedup.images is not None else None,
+            caption_spec=spec.to_json() if spec is not None else None,
             published=published,
         ),
     ]

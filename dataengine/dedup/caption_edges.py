@@ -106,11 +106,11 @@ def caption_edges(
 
 def against_copies(chosen: pa.Table, earlier: Iterable[tuple[str, pa.Table]]) -> pa.Table:
     """EDGE rows of captions that stand word for word in other datasets (name, CAPTION_ROWS); `chosen` is by hash."""
-    hashes = _sortable(from_binary(chosen.column("hash"), np.uint8))
+    hashes = sortable(from_binary(chosen.column("hash"), np.uint8))
     keys = from_binary(chosen.column("key"), np.uint8)
     found = [EDGE.empty()]
     for name, table in earlier:
-        wanted = _sortable(from_binary(table.column("hash"), np.uint8))
+        wanted = sortable(from_binary(table.column("hash"), np.uint8))
         places = np.minimum(np.searchsorted(hashes, wanted), max(len(hashes) - 1, 0))
         there = np.flatnonzero(hashes[places] == wanted) if len(hashes) else np.zeros(0, np.int64)
         right = from_binary(table.column("key"), np.uint8)[there]
@@ -119,7 +119,7 @@ def against_copies(chosen: pa.Table, earlier: Iterable[tuple[str, pa.Table]]) ->
     return pa.concat_tables(found).sort_by([("left_key", "ascending"), ("right_key", "ascending")])
 
 
-def _sortable(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+def sortable(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
     """Digests as values that order as their bytes do."""
     # A trailing zero byte would be cut off by numpy's bytes type, which compares as if it were there.
     return np.ascontiguousarray(digests).view("S16").reshape(-1)

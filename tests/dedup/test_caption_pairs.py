@@ -69,7 +69,8 @@ def test_a_dense_run_costs_rows_times_anchors() -> None:
     assert runs.dense_rows().tolist() == list(range(20_000))
     audited = audited_pairs(runs, comparison)
     assert (1 << 16) - 64 < len(audited) <= 1 << 16
-    assert not stands_in(audited, distinct_pairs(np.array([a << 32 | b for a, b in found], np.uint64))).any()
+    met = stands_in(audited, distinct_pairs(np.array([a << 32 | b for a, b in found], np.uint64)))
+    assert met.mean() < 0.01, "pairs of rows that are no anchors; hardly any are neighbours by chance"
 
 
 @pytest.mark.parametrize("bits", [8, 33, 64])
