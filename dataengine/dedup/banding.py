@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dataengine.errors import ConfigError
 
 SKETCH_BITS = 64
-_SKETCH_LOSS = 5e-4  # share of the pairs at the threshold whose sketches may differ too much
+_SKETCH_SHARE = 0.05  # of the pairs that may be missed at the threshold: those whose sketches differ too much
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def choose_banding(
 
     Given numbers are taken as they are. Raises ConfigError when no banding reaches the recall.
     """
-    max_differ = _most_differing(min_similarity)
+    max_differ = _most_differing(min_similarity, _SKETCH_SHARE * (1.0 - target_recall))
     if num_bands is not None and rows_per_band is not None:
         return Banding(num_bands, rows_per_band, max_differ)
     reachable = alike(min_similarity, max_differ)
@@ -74,8 +74,8 @@ def alike(similarity: float, max_differ: int) -> float:
     )
 
 
-def _most_differing(min_similarity: float) -> int:
-    return next(differ for differ in range(SKETCH_BITS + 1) if alike(min_similarity, differ) >= 1.0 - _SKETCH_LOSS)
+def _most_differing(min_similarity: float, loss: float) -> int:
+    return next(differ for differ in range(SKETCH_BITS + 1) if alike(min_similarity, differ) >= 1.0 - loss)
 
 
 def _bands_for(similarity: float, rows: int, target: float, max_perm: int) -> int:
