@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dataengine.schemas import TableSchema
 from dataengine.storage.hashing import HashingWriter
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory, combined_digest
+from dataengine.storage.slices import SlicedObject, write_slices
 from dataengine.storage.store import Root
 from dataengine.storage.tables import (
     bucketed_parquet_bytes,
@@ -216,6 +217,16 @@ class Inputs:
         found = [read_bucket(self.root, item.objects[name].path, schema, bucket) for item in self.commits(step)]
         return pa.concat_tables(found) if found else schema.empty()
 
+    def sliced(self, step: str, prefix: str) -> list[SlicedObject]:
+        """The sliced objects of `step` whose names begin with `prefix`, in part order."""
+        found = [
+            commit.objects[name].path
+            for commit in self.commits(step)
+            for name in sorted(commit.objects)
+            if name.startswith(prefix)
+        ]
+        return [SlicedObject.open(self.root, path) for path in found]
+
     def buckets(self, step: str, prefix: str, schema: TableSchema, bucket: int) -> Iterator[pa.Table]:
         """The rows routed to `bucket` by each object of `step` whose name begins with `prefix`, in part order."""
         for commit in self.commits(step):
@@ -253,6 +264,23 @@ class Outputs:
         """Write rows routed to buckets 0, 1, ..., to be read with `Inputs.bucket`."""
         checked = [bucket.cast(schema.arrow) for bucket in buckets]
         self._put(name, f"{name}.parquet", bucketed_parquet_bytes(checked), sum(map(len, checked)))
+
+    def slices(
+        self,
+        name: str,
+        schema: TableSchema,
+        slices: Sequence[pa.Table],
+        metadata: Mapping[str, Any] | None = None,
+        path: str | None = None,
+    ) -> None:
+        """Write rows in slices, any run of which is one ranged read (`Inputs.sliced`), with plain JSON beside them.
+
+        With `path` they go to a place of their own; their bytes must be a pure function of the part's inputs.
+        """
+        path = path or self.path(f"{name}.slices")
+        with self.directory.root.writer(path) as writer:
+            write_slices(writer, map(schema.check, slices), metadata or {})
+        self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, sum(map(len, slices)))
 
     def array(self, name: str, array: NDArray[Any]) -> None:
         """Write an array as `.npy`."""

@@ -11,8 +11,17 @@ from typing import Any
 
 from dataengine.config.run import RunConfig
 from dataengine.contract import Step
-from dataengine.dedup.caption_steps import CaptionEdges, HotBands, Signatures
+from dataengine.dedup.caption_steps import (
+    AskedTexts,
+    CandidatePairs,
+    CaptionClasses,
+    CaptionEdges,
+    RouteCaptions,
+    Signatures,
+)
 from dataengine.dedup.image_steps import Cells, Centroids, ImageEdges, MeasureRecall
+from dataengine.dedup.publish_steps import KeptCaptions, PublishCaptions
+from dataengine.dedup.signing import comparison_of, signature_spec
 from dataengine.dedup.stage import Classes, Route
 from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
@@ -122,18 +131,32 @@ def _dedup_steps(config: RunConfig) -> list[Step]:
     scorer = (dedup.images and dedup.images.scorer) or config.first_scorer
     steps: list[Step] = [Route(name, scorer, config.first_scorer, dedup.num_class_buckets) for name in sources]
     steps.append(Classes(sources, dedup.num_class_buckets))
-    if dedup.captions is not None:
-        captions = dedup.captions
-        steps += [Signatures(captions, config.seed), HotBands(captions), CaptionEdges(captions, config.seed)]
+    steps += _caption_steps(config)
     if dedup.images is not None:
         images = dedup.images
         steps += [Centroids(images, config.seed), Cells(images), ImageEdges(images), MeasureRecall(images, config.seed)]
     return steps
 
 
+def _caption_steps(config: RunConfig) -> list[Step]:
+    sources, dedup = tuple(sorted(config.sources)), config.dedup
+    steps: list[Step] = [RouteCaptions(source) for source in sources]
+    if dedup.captions is None:
+        return [*steps, CaptionClasses(sources, (), None)]
+    spec, comparison = signature_spec(dedup.captions, config.seed), comparison_of(dedup.captions, config.seed)
+    return [
+        *steps,
+        CaptionClasses(sources, dedup.against, spec),
+        Signatures(spec),
+        CandidatePairs(spec, comparison, dedup.against, dedup.memory_bytes),
+        AskedTexts(spec, dedup.against),
+        CaptionEdges(dedup.captions, spec, dedup.against),
+    ]
+
+
 def _edge_steps(config: RunConfig) -> tuple[str, ...]:
     kinds = {"dedup/captions": config.dedup.captions, "dedup/images": config.dedup.images}
-    return tuple(name for name, asked in kinds.items() if asked is not None)
+    return ("dedup/caption-classes", *(name for name, asked in kinds.items() if asked is not None))
 
 
 def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select:
@@ -142,11 +165,13 @@ def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select
 
 def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published: Mapping[str, Any]) -> list[Step]:
     sources, tables, columns = tuple(sorted(config.sources)), tuple(scores.items()), config.score_columns
+    spec = signature_spec(config.dedup.captions, config.seed) if config.dedup.captions is not None else None
     extra = sorted({name for source in config.sources.values() for name in source.passthrough})
     return [
         PlanShards(config.name, sources, tuple(scores), config.emit, published),
         *(RouteRows(source, tables, columns) for source in sources),
         WriteShards(config.name, sources, columns, config.caption_names, tuple(extra)),
+        *([*map(KeptCaptions, sources), PublishCaptions(sources, spec)] if spec is not None else []),
         Publish(
             dataset=config.name,
             sources=sources,
@@ -155,6 +180,7 @@ def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published:
             scores=tables,
             score_columns=columns,
             recall_step="dedup/recall" if config.dedup.images is not None else None,
+            caption_spec=spec.to_json() if spec is not None else None,
             published=published,
         ),
     ]

@@ -11,18 +11,6 @@ from numpy.typing import NDArray
 from dataengine.dedup.neighbours import ImageRows
 from dataengine.schemas import TableSchema, column
 
-CAPTION_ROWS = TableSchema(
-    "caption_rows",
-    pa.schema(
-        [
-            column("key", pa.string(), "sample's key"),
-            column("content_hash", pa.string(), "of the normalised caption; null when it is empty", nullable=True),
-            column("caption", pa.string(), "normalised"),
-        ]
-    ),
-    sorted_by=(),
-)
-
 PIXEL_ROWS = TableSchema(
     "pixel_rows",
     pa.schema(
@@ -44,16 +32,6 @@ def probed_rows_schema(dim: int, num_probes: int) -> TableSchema:
     """Images with the int32 list of cells that they are looked up in, nearest first."""
     probes = column("probes", pa.binary(4 * num_probes), "int32 cells, nearest first")
     return TableSchema("probed_rows", pa.schema([*_image_fields(dim), probes]), sorted_by=())
-
-
-def banded_rows_schema(num_bands: int) -> TableSchema:
-    """Captions with the uint64 hash of every band of their signature."""
-    fields = [
-        column("key", pa.string(), "sample's key"),
-        column("caption", pa.string(), "normalised"),
-        column("bands", pa.binary(8 * num_bands), "uint64 band hashes"),
-    ]
-    return TableSchema("banded_rows", pa.schema(fields), sorted_by=())
 
 
 def _image_fields(dim: int) -> list[pa.Field]:

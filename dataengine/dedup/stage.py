@@ -1,7 +1,7 @@
-"""The dedup stage, exact copies: samples are routed by content hash and reduced to classes and their representatives.
+"""The dedup stage, exact copies of images: samples are routed by content hash and reduced to classes.
 
-    route.<source>  ──by content hash──►  classes ──► signatures ──by band──► hot, captions     (caption_steps.py)
-                                              └─────► centroids, cells ──by cell──► images, recall (image_steps.py)
+    route.<source>  ──by content hash──►  classes ──► centroids, cells ──by cell──► images, recall (image_steps.py)
+    texts.<source>  ──by caption hash──►  caption-classes ──► ...                                  (caption_steps.py)
 
 Everything after `classes` works on representatives alone, so a million copies cost a million rows and no pairs.
 """
@@ -16,20 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
-from dataengine.dedup.captions import caption_hashes, normalise_captions
 from dataengine.dedup.classes import classes, representatives
-from dataengine.dedup.routed import CAPTION_ROWS, PIXEL_ROWS, flat, image_rows_schema, to_binary
+from dataengine.dedup.routed import PIXEL_ROWS, flat, image_rows_schema, to_binary
 from dataengine.keys import key_ranges
-from dataengine.schemas import CANDIDATE, CLASS, SAMPLE, TableSchema, score_schema
+from dataengine.schemas import CLASS, SAMPLE, TableSchema, score_schema
 from dataengine.storage.rundir import Part, Plan
 
 
 @dataclass(frozen=True)
 class Route(Step):
-    """Sends the content hashes of a source's samples to their buckets, with what later steps need of them."""
+    """Sends the content hashes of a source's images to their buckets, with what later steps need of them."""
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: str
     scorer: str
     """Whose embeddings are compared."""
@@ -44,19 +43,17 @@ class Route(Step):
     @property
     def needs(self) -> tuple[Need, ...]:
         scores = dict.fromkeys((f"score/{self.scorer}.{self.source}", f"score/{self.measurer}.{self.source}"))
-        return tuple(Need(name) for name in (f"sources/{self.source}", f"download/{self.source}", *scores))
+        return tuple(Need(name) for name in (f"download/{self.source}", *scores))
 
     def identity(self) -> Mapping[str, Any]:
         return {"scorer": self.scorer, "measurer": self.measurer, "num_buckets": self.num_buckets}
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        candidates = inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, ["key", "caption"])
         samples = inputs.table(f"download/{self.source}", "sample", SAMPLE, ["key", "status", "sha256", "pixel_hash"])
         phashes = inputs.table(f"score/{self.measurer}.{self.source}", "score", _PHASH, ["phash"]).column("phash")
         embeddings = inputs.array(f"score/{self.scorer}.{self.source}", "embedding")
         there = pc.equal(samples.column("status"), "ok")
         keys = flat(samples.column("key").filter(there))
-        captions = normalise_captions(candidates.column("caption").filter(there))
         images = {
             "key": keys,
             "content_hash": flat(samples.column("sha256").filter(there)),
@@ -64,13 +61,11 @@ class Route(Step):
             "embedding": to_binary(embeddings[there.to_numpy()]),
         }
         pixels = {"key": keys, "content_hash": flat(samples.column("pixel_hash").filter(there))}
-        texts = {"key": keys, "content_hash": caption_hashes(captions), "caption": captions}
         outputs.rows_in, outputs.rows_out = len(samples), len(keys)
         outputs.facts["dim"] = int(embeddings.shape[1])
         for name, schema, columns in (
             ("images", image_rows_schema(embeddings.shape[1]), images),
             ("pixels", PIXEL_ROWS, pixels),
-            ("captions", CAPTION_ROWS, texts),
         ):
             outputs.buckets(name, schema, list(self._routed(schema.table(columns))))
 
@@ -87,10 +82,10 @@ _PHASH = score_schema((), (), measures=True)
 
 @dataclass(frozen=True)
 class Classes(Step):
-    """Finds exact copies of image bytes, of pixels and of captions, and who represents each class."""
+    """Finds exact copies of image bytes and of pixels, and who represents each class."""
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sources: tuple[str, ...]
     num_buckets: int
 
@@ -113,17 +108,14 @@ class Classes(Step):
         dim = embedding_dim(inputs, self.sources)
         images = self._gather(inputs, "images", image_rows_schema(dim), bucket)
         pixels = self._gather(inputs, "pixels", PIXEL_ROWS, bucket)
-        captions = self._gather(inputs, "captions", CAPTION_ROWS, bucket)
         found = pa.concat_tables(
-            _classes(rows, kind)
-            for rows, kind in ((captions, "caption_exact"), (images, "image_bytes"), (pixels, "pixels"))
+            _classes(rows, kind) for rows, kind in ((images, "image_bytes"), (pixels, "pixels"))
         )
         outputs.rows_in = len(images)
         outputs.count(dict(zip(*_counted(found), strict=True)))
         outputs.facts["dim"] = dim
         outputs.table("class", CLASS, found)
         outputs.table("images", image_rows_schema(dim), _speakers(images))
-        outputs.table("captions", CAPTION_ROWS, _speakers(captions))
 
     def _gather(self, inputs: Inputs, name: str, schema: TableSchema, bucket: int) -> pa.Table:
         routed = [inputs.bucket(f"dedup/route.{source}", name, schema, bucket) for source in self.sources]
