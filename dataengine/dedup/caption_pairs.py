@@ -3,10 +3,10 @@
 One slot of band records in, pairs of row numbers out: pure, and independent of the order in which records come. A row
 number is the row's place among all class representatives by caption hash, so it depends on no part and no bucket.
 
-A run of rows that share a band hash is compared in full when it is short. In a dense one (boilerplate) a row meets about
-`max_degree` others only: half of them anchors, those that come first by a hash keyed by seed, band and sketch, and half
-its neighbours when the run is ordered by sketch, four times by other leading bits, which is where the rows that are most
-alike stand. `audited_pairs` draws some of the pairs this leaves out, so that what it costs can be measured.
+A run of rows that share a band hash is compared in full when it is short. In a dense one (boilerplate) a row meets
+about `max_degree` others only: half of them anchors, those that come first by a hash keyed by seed, band and sketch;
+half its neighbours when the run is ordered by sketch, four times by other leading bits, which is where those that are
+most alike stand. `audited_pairs` draws some of the pairs this leaves out, so that what it costs can be measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Comparison:
     max_differ: int
     """Sketch bits in which a candidate pair may differ."""
     seed: int
-
 
     @property
     def num_anchors(self) -> int:

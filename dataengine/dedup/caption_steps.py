@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,14 +41,15 @@ from dataengine.dedup.captions import caption_hashes, normalise_captions
 from dataengine.dedup.minhash import SignatureSpec
 from dataengine.dedup.numbering import Numbering
 from dataengine.dedup.routed import flat, from_binary, to_binary
-from dataengine.dedup.signing import banding_of, signature_spec
 from dataengine.keys import key_bytes
 from dataengine.schemas import CANDIDATE, CLASS, EDGE, SAMPLE, TableSchema, column
 from dataengine.storage.rundir import Part, Plan
 from dataengine.storage.slices import SlicedObject, read_each
 
 CLASSES = "dedup/caption-classes"
-_PART_BYTES = 32 * 2**20  # of captions and their keys: a few hundred thousand rows, so that 24 million are a hundred parts
+_PART_BYTES = (
+    32 * 2**20
+)  # of captions and their keys: a few hundred thousand rows, so that 24 million are a hundred parts
 _BANDED_ROWS = 1 << 19  # signed at once: 26 bands of them are 218 MB of records
 _RECORD_COPIES = 6  # of each record while a bucket is sorted: as read, its place, and what stands in runs
 _PAIRS = TableSchema("pairs", pa.schema([column("pair", pa.uint64(), "lower row << 32 | higher row")]), sorted_by=())
@@ -255,7 +257,9 @@ class CandidatePairs(Step):
         batches = [table.batches(BAND_ROWS, first, stop) for table, _ in numbered]
         for slot in range(stop - first):
             there = [
-                (found[slot], start) for found, (_, start) in zip(batches, numbered, strict=True) if found[slot] is not None
+                (found[slot], start)
+                for found, (_, start) in zip(batches, numbered, strict=True)
+                if found[slot] is not None
             ]
             if there:
                 records = [(read_records(batch), start) for batch, start in there]
@@ -351,7 +355,8 @@ class AskedTexts(Step):
         num_own = len(context.parts(CLASSES))
         return Plan(
             tuple(
-                Part(f"part-{number:06d}", {"reads": reads, "number": number}) for number in range(num_own + len(earlier))
+                Part(f"part-{number:06d}", {"reads": reads, "number": number})
+                for number in range(num_own + len(earlier))
             )
         )
 
@@ -461,7 +466,7 @@ def _slot_plan(num_slots: int, num_parts: int, spec: Mapping[str, Any]) -> Plan:
     """Runs of slots, as equal as can be, and at least one."""
     edges = np.linspace(0, num_slots, min(max(num_parts, 1), num_slots) + 1).round().astype(int).tolist()
     parts = []
-    for number, slots in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, slots in enumerate(pairwise(edges)):
         # What a part holds is identity, too: under another plan the same name is another part.
         reads = {**spec["reads"], "slots": f"{slots[0]}-{slots[1]} of {num_slots}"}
         parts.append(Part(f"part-{number:06d}", {**spec, "slots": list(slots), "reads": reads}))
@@ -476,4 +481,4 @@ def _manifests(part: Part, against: tuple[str, ...]) -> dict[str, str]:
 def _cut(table: pa.Table, edges: NDArray[np.int64]) -> list[pa.Table]:
     """`table` between each two of `edges`."""
     numbers = edges.tolist()
-    return [table.slice(start, stop - start) for start, stop in zip(numbers[:-1], numbers[1:], strict=True)]
+    return [table.slice(start, stop - start) for start, stop in pairwise(numbers)]

@@ -107,7 +107,9 @@ class SlicedObject:
             batch = pa.ipc.read_record_batch(body, schema.arrow)
             batch.validate()
         except (pa.ArrowException, OSError) as error:
-            raise CorruptObject(f"{self.root.address(self.path)}: slice {number} is no {schema.name}: {error}") from error
+            raise CorruptObject(
+                f"{self.root.address(self.path)}: slice {number} is no {schema.name}: {error}"
+            ) from error
         return batch
 
 
