@@ -19,16 +19,137 @@ from numpy.typing import NDArray
 
 FILE_ROWS = 250_000
 _POOL_ROWS = 400_000  # captions that later ones may be copies of
-_COMMON = (
-    "the a of in and with on for to at by an is from this that photo image picture view illustration vector white black "
-    "red blue green woman man girl boy people young old new beautiful background hand house city street dog cat car tree "
-    "water sky sea beach mountain flower table chair room kitchen food cake wedding dress party summer winter day night "
-    "happy smiling holding wearing standing sitting walking looking large small wooden modern vintage design pattern "
-    "isolated free stock premium download high resolution art print poster wall canvas set collection best home decor"
-).split()
-_ONSETS = "b c d f g h l m n p r s t v w br cl cr dr fl gr pl pr sh sl sp st th tr".split()
-_VOWELS = "a e i o u a e i o ai ea ee ou é ü".split()
-_CODAS = ["", *"n r s t l m d k ck nd ng nt st rd ll".split()]
+_COMMON = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "and",
+    "with",
+    "on",
+    "for",
+    "to",
+    "at",
+    "by",
+    "an",
+    "is",
+    "from",
+    "this",
+    "that",
+    "photo",
+    "image",
+    "picture",
+    "view",
+    "illustration",
+    "vector",
+    "white",
+    "black",
+    "red",
+    "blue",
+    "green",
+    "woman",
+    "man",
+    "girl",
+    "boy",
+    "people",
+    "young",
+    "old",
+    "new",
+    "beautiful",
+    "background",
+    "hand",
+    "house",
+    "city",
+    "street",
+    "dog",
+    "cat",
+    "car",
+    "tree",
+    "water",
+    "sky",
+    "sea",
+    "beach",
+    "mountain",
+    "flower",
+    "table",
+    "chair",
+    "room",
+    "kitchen",
+    "food",
+    "cake",
+    "wedding",
+    "dress",
+    "party",
+    "summer",
+    "winter",
+    "day",
+    "night",
+    "happy",
+    "smiling",
+    "holding",
+    "wearing",
+    "standing",
+    "sitting",
+    "walking",
+    "looking",
+    "large",
+    "small",
+    "wooden",
+    "modern",
+    "vintage",
+    "design",
+    "pattern",
+    "isolated",
+    "free",
+    "stock",
+    "premium",
+    "download",
+    "high",
+    "resolution",
+    "art",
+    "print",
+    "poster",
+    "wall",
+    "canvas",
+    "set",
+    "collection",
+    "best",
+    "home",
+    "decor",
+]
+_ONSETS = [
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "br",
+    "cl",
+    "cr",
+    "dr",
+    "fl",
+    "gr",
+    "pl",
+    "pr",
+    "sh",
+    "sl",
+    "sp",
+    "st",
+    "th",
+    "tr",
+]
+_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ea", "ee", "ou", "é", "ü"]
+_CODAS = ["", *["n", "r", "s", "t", "l", "m", "d", "k", "ck", "nd", "ng", "nt", "st", "rd", "ll"]]
 _NUM_WORDS = 40_000
 _NUM_TEMPLATES = 400
 _BLANK = -1
@@ -70,7 +191,9 @@ def _captions(num_rows: int, seed: int, shares: Shares) -> Iterator[pa.Array]:
         copies = [pool[at] for at in choices[num_exact // 7 :]]
         copies += [favourites[at % len(favourites)] for at in range(num_exact - len(copies))]
         edits = rng.choice([1, 1, 1, 2, 2, 3, 4, 6], num_near).tolist()
-        near = [maker.edited(pool[at], count) for at, count in zip(rng.integers(0, len(pool), num_near), edits, strict=True)]
+        near = [
+            maker.edited(pool[at], count) for at, count in zip(rng.integers(0, len(pool), num_near), edits, strict=True)
+        ]
         yield maker.text([*made, *copies, *near])
 
 

@@ -141,5 +141,7 @@ def find_duplicates(
         Runner(board, lambda: ThreadExecutor(machine), _Unwatched(), 3600.0).run()
         commits = {name: board.commits(name) for name in board.states}
         edges = [read_table(board.root, item.objects["edge"].path, EDGE) for item in commits["dedup/captions"]]
-        classes = [read_table(board.root, item.objects["class"].path, CLASS) for item in commits["dedup/caption-classes"]]
+        classes = [
+            read_table(board.root, item.objects["class"].path, CLASS) for item in commits["dedup/caption-classes"]
+        ]
         return Found(pa.concat_tables(classes), pa.concat_tables(edges), commits)

@@ -62,7 +62,7 @@ def key_bytes(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
     content = np.frombuffer(fixed.buffers()[1] or b"", np.uint8)
     characters = content[fixed.offset * KEY_CHARS : (fixed.offset + len(fixed)) * KEY_CHARS]
     nibbles = _NIBBLES[characters].reshape(len(array), KEY_CHARS)
-    return (nibbles[:, ::2] << 4) | nibbles[:, 1::2]
+    return np.left_shift(nibbles[:, ::2], np.uint8(4)) | nibbles[:, 1::2]
 
 
 def hex_keys(key_bytes: NDArray[np.uint8]) -> pa.Array:

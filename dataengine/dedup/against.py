@@ -41,7 +41,7 @@ def fingerprints(root: Root, addresses: tuple[str, ...]) -> dict[str, str]:
             found[address] = hashlib.sha256(root.get(address)).hexdigest()
         except MissingObject as error:
             raise InputError(
-                f"dedup.against: {root.address(address)}: no such manifest; name the manifest.json of a published version"
+                f"dedup.against: {root.address(address)}: no such manifest; name that of a published version"
             ) from error
     return found
 
@@ -79,7 +79,9 @@ def _refuse_other_spec(stored: Mapping[str, Any], wanted: Mapping[str, Any], whe
 def _load(root: Root, address: str, sha256: str) -> EarlierVersion:
     content, where = root.get(address), root.address(address)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise CorruptObject(f"{where}: another manifest than this run was planned with; published versions never change")
+        raise CorruptObject(
+            f"{where}: another manifest than this run was planned with; published versions never change"
+        )
     try:
         manifest = json.loads(content)
         tables = manifest["captions"]

@@ -8,6 +8,7 @@ bits of the hash, so that any run of slots can be read and reduced by itself, wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +56,7 @@ class BandTable:
         """BAND_ROWS of each slot."""
         table = pa.Table.from_arrays([to_binary(self.records)], schema=BAND_ROWS.arrow)
         edges = self.starts.tolist()
-        return [table.slice(start, stop - start) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+        return [table.slice(start, stop - start) for start, stop in pairwise(edges)]
 
 
 def band_table(captions: pa.Array, spec: SignatureSpec, first_row: int = 0) -> BandTable:

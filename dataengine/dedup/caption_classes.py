@@ -7,6 +7,7 @@ on how the rows were cut into parts. Hashes and keys in, an order and class boun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,4 +93,4 @@ def by_slot(rows: pa.Table, slots: NDArray[np.int64], num_slots: int) -> list[pa
     order = np.argsort(slots, kind="stable")
     ordered = rows.take(pa.array(order)).combine_chunks()
     edges = np.searchsorted(slots[order], np.arange(num_slots + 1)).tolist()
-    return [ordered.slice(start, stop - start) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [ordered.slice(start, stop - start) for start, stop in pairwise(edges)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from dataengine.dedup.bands import BAND_ROWS, NUM_SLOTS, RECORD_BYTES, band_tabl
 from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, find_copies, hash_slots
 from dataengine.dedup.caption_edges import PAIR_TEXTS, PairTexts, against_copies, caption_edges
 from dataengine.dedup.caption_pairs import (
+    MAX_SLOTS,
     Comparison,
     Runs,
     audited_pairs,
@@ -40,15 +42,17 @@ from dataengine.dedup.captions import caption_hashes, normalise_captions
 from dataengine.dedup.minhash import SignatureSpec
 from dataengine.dedup.numbering import Numbering
 from dataengine.dedup.routed import flat, from_binary, to_binary
-from dataengine.dedup.signing import banding_of, signature_spec
 from dataengine.keys import key_bytes
 from dataengine.schemas import CANDIDATE, CLASS, EDGE, SAMPLE, TableSchema, column
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.slices import SlicedObject, read_each
+from dataengine.storage.slices import SlicedObject, read_batches, read_each
 
 CLASSES = "dedup/caption-classes"
-_PART_BYTES = 32 * 2**20  # of captions and their keys: a few hundred thousand rows, so that 24 million are a hundred parts
-_BANDED_ROWS = 1 << 19  # signed at once: 26 bands of them are 218 MB of records
+_PART_BYTES = (
+    32 * 2**20
+)  # of captions and their keys: a few hundred thousand rows, so that 24 million are a hundred parts
+_BANDED_ROWS = 1 << 17  # signed at once: 26 bands of them are 55 MB of records
+_SORTED_RECORDS = 1 << 17  # of small slots at once: a slot costs as much to begin as to sort some thousand records
 _RECORD_COPIES = 6  # of each record while a bucket is sorted: as read, its place, and what stands in runs
 _PAIRS = TableSchema("pairs", pa.schema([column("pair", pa.uint64(), "lower row << 32 | higher row")]), sorted_by=())
 _ASKED = TableSchema(
@@ -237,8 +241,8 @@ class CandidatePairs(Step):
 
     def _slots(
         self, part: Part, inputs: Inputs, earlier: Sequence[EarlierPart], rows: Numbering
-    ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint64]]]:
-        """Hashes, row numbers and sketches of each slot, over all parts."""
+    ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint64]]]:
+        """Hashes, row numbers and sketches of a few slots at a time, over all parts."""
         first, stop = part.spec["slots"]
         spec = self.spec.to_json()
         own = [sorted(name for name in commit.objects) for commit in inputs.commits("dedup/signatures")]
@@ -252,18 +256,27 @@ class CandidatePairs(Step):
             for start, of_part in zip(rows.starts[:-1], paths, strict=True)
             for path in of_part
         ]
-        batches = [table.batches(BAND_ROWS, first, stop) for table, _ in numbered]
-        for slot in range(stop - first):
-            there = [
-                (found[slot], start) for found, (_, start) in zip(batches, numbered, strict=True) if found[slot] is not None
-            ]
-            if there:
-                records = [(read_records(batch), start) for batch, start in there]
-                yield (
-                    np.concatenate([found["hash"] for found, _ in records]),
-                    np.concatenate([found["row"] + np.uint32(start) for found, start in records]),
-                    np.concatenate([found["sketch"] for found, _ in records]),
-                )
+        batches = read_batches([table for table, _ in numbered], BAND_ROWS, first, stop)
+        held: list[tuple[NDArray[np.void], int, int]] = []
+        for slot in range(first, stop):
+            there = ((found[slot - first], start) for found, (_, start) in zip(batches, numbered, strict=True))
+            held += [(read_records(batch), slot, start) for batch, start in there if batch is not None]
+            if held and (sum(len(item[0]) for item in held) >= _SORTED_RECORDS or slot - held[0][1] == MAX_SLOTS - 1):
+                yield _joined(held)
+                held = []
+        if held:
+            yield _joined(held)
+
+
+def _joined(
+    held: Sequence[tuple[NDArray[np.void], int, int]],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint64]]:
+    """Records with their slot and the number of their part's first row, as `find_runs` takes them."""
+    return (
+        np.concatenate([found["hash"] + (np.uint64(slot) << np.uint64(32)) for found, slot, _ in held]),
+        np.concatenate([found["row"] + np.uint32(start) for found, _, start in held]),
+        np.concatenate([found["sketch"] for found, _, _ in held]),
+    )
 
 
 class _PairSpill:
@@ -351,7 +364,8 @@ class AskedTexts(Step):
         num_own = len(context.parts(CLASSES))
         return Plan(
             tuple(
-                Part(f"part-{number:06d}", {"reads": reads, "number": number}) for number in range(num_own + len(earlier))
+                Part(f"part-{number:06d}", {"reads": reads, "number": number})
+                for number in range(num_own + len(earlier))
             )
         )
 
@@ -461,7 +475,7 @@ def _slot_plan(num_slots: int, num_parts: int, spec: Mapping[str, Any]) -> Plan:
     """Runs of slots, as equal as can be, and at least one."""
     edges = np.linspace(0, num_slots, min(max(num_parts, 1), num_slots) + 1).round().astype(int).tolist()
     parts = []
-    for number, slots in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, slots in enumerate(pairwise(edges)):
         # What a part holds is identity, too: under another plan the same name is another part.
         reads = {**spec["reads"], "slots": f"{slots[0]}-{slots[1]} of {num_slots}"}
         parts.append(Part(f"part-{number:06d}", {**spec, "slots": list(slots), "reads": reads}))
@@ -476,4 +490,4 @@ def _manifests(part: Part, against: tuple[str, ...]) -> dict[str, str]:
 def _cut(table: pa.Table, edges: NDArray[np.int64]) -> list[pa.Table]:
     """`table` between each two of `edges`."""
     numbers = edges.tolist()
-    return [table.slice(start, stop - start) for start, stop in zip(numbers[:-1], numbers[1:], strict=True)]
+    return [table.slice(start, stop - start) for start, stop in pairwise(numbers)]

@@ -47,7 +47,7 @@ class SignatureSpec:
 
 
 def signatures(captions: pa.Array, spec: SignatureSpec) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """One signature per normalised caption, and how many shingles it was made of: uint32 [rows, num_perm], int64 [rows].
+    """One signature per normalised caption, uint32 [rows, num_perm], and how many shingles it has, int64 [rows].
 
     A caption without shingles is `EMPTY` throughout.
     """

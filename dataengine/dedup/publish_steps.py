@@ -126,7 +126,9 @@ def _published(rows: pa.Table, emitted: pa.Table) -> tuple[NDArray[np.bool_], pa
     stays = np.isin(hashes, wanted)
     published = rows.filter(pa.array(stays)).combine_chunks()
     # Both are by hash, and every emitted caption is among the rows: they are the same ones.
-    return stays, CAPTION_ROWS.table({**{name: published.column(name) for name in ("hash", "caption")}, "key": emitted.column("key")})
+    return stays, CAPTION_ROWS.table(
+        {**{name: published.column(name) for name in ("hash", "caption")}, "key": emitted.column("key")}
+    )
 
 
 def _kept_records(bands: SlicedObject, stays: NDArray[np.bool_]) -> Iterator[pa.Table]:

@@ -108,9 +108,7 @@ class Classes(Step):
         dim = embedding_dim(inputs, self.sources)
         images = self._gather(inputs, "images", image_rows_schema(dim), bucket)
         pixels = self._gather(inputs, "pixels", PIXEL_ROWS, bucket)
-        found = pa.concat_tables(
-            _classes(rows, kind) for rows, kind in ((images, "image_bytes"), (pixels, "pixels"))
-        )
+        found = pa.concat_tables(_classes(rows, kind) for rows, kind in ((images, "image_bytes"), (pixels, "pixels")))
         outputs.rows_in = len(images)
         outputs.count(dict(zip(*_counted(found), strict=True)))
         outputs.facts["dim"] = dim

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ _MAGIC = b"DESLICE1"
 _PARALLEL_READS = 16
 _LAST_READ_BYTES = 32_768  # the whole footer of 1,024 slices, in one request
 _ENDING_BYTES = 8 + 8 + len(_MAGIC)
+_Read = TypeVar("_Read")
 
 
 class Sink(Protocol):
@@ -107,16 +108,29 @@ class SlicedObject:
             batch = pa.ipc.read_record_batch(body, schema.arrow)
             batch.validate()
         except (pa.ArrowException, OSError) as error:
-            raise CorruptObject(f"{self.root.address(self.path)}: slice {number} is no {schema.name}: {error}") from error
+            raise CorruptObject(
+                f"{self.root.address(self.path)}: slice {number} is no {schema.name}: {error}"
+            ) from error
         return batch
 
 
 def read_each(objects: Sequence[SlicedObject], schema: TableSchema, first: int, stop: int) -> list[pa.Table]:
     """`SlicedObject.read` of each object, many at once where each costs a round trip."""
+    return _each(objects, lambda item: item.read(schema, first, stop))
+
+
+def read_batches(
+    objects: Sequence[SlicedObject], schema: TableSchema, first: int, stop: int
+) -> list[list[pa.RecordBatch | None]]:
+    """`SlicedObject.batches` of each object, likewise."""
+    return _each(objects, lambda item: item.batches(schema, first, stop))
+
+
+def _each(objects: Sequence[SlicedObject], read: Callable[[SlicedObject], _Read]) -> list[_Read]:
     if all(item.root.local_path(item.path) is not None for item in objects):
-        return [item.read(schema, first, stop) for item in objects]
+        return [read(item) for item in objects]
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        return list(pool.map(lambda item: item.read(schema, first, stop), objects))
+        return list(pool.map(read, objects))
 
 
 @functools.lru_cache(maxsize=4096)  # immutable; a reducer meets the same parts again in its next bucket

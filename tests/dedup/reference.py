@@ -7,6 +7,7 @@ import numpy as np
 from dataengine.dedup.shingles import Shingling
 from dataengine.keys import mix64
 
+
 def words_of(text: str) -> list[str]:
     """Words, each character of a script without spaces being one."""
     words: list[str] = []

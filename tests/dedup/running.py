@@ -58,7 +58,9 @@ class GivenCaptions(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         captions = self.captions[part.spec["start"] :][: self.part_rows]
         keys = url_keys("s", captions_names(captions, part.spec["start"]))
-        routed = routed_captions(pa.table({"key": pa.array(keys, pa.string()), "caption": pa.array(captions, pa.string())}))
+        routed = routed_captions(
+            pa.table({"key": pa.array(keys, pa.string()), "caption": pa.array(captions, pa.string())})
+        )
         outputs.rows_in, outputs.rows_out = len(captions), sum(map(len, routed))
         outputs.facts["nbytes"] = sum(table.nbytes for table in routed)
         outputs.slices("captions", CAPTION_ROWS, routed)

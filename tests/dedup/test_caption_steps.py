@@ -50,7 +50,9 @@ def small_parts() -> object:
         yield None
 
 
-def found(tmp: Path, captions: list[str], config: CaptionDedupConfig, **shape: int) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+def found(
+    tmp: Path, captions: list[str], config: CaptionDedupConfig, **shape: int
+) -> tuple[pa.Table, pa.Table, dict[str, int]]:
     """Edges, classes and counts."""
     shape = {"part_rows": 1000, "memory_bytes": 2**29, **shape}
     board = running.board_of(tmp, running.caption_steps(tuple(captions), config, **shape))
@@ -60,7 +62,9 @@ def found(tmp: Path, captions: list[str], config: CaptionDedupConfig, **shape: i
 
 def test_equals_brute_force_up_to_the_recall_of_banding(tmp_path: Path) -> None:
     captions = captions_like(5, 500)
-    edges, classes, _ = found(tmp_path, captions, CaptionDedupConfig(min_similarity=0.7, target_recall=0.999, max_perm=400))
+    edges, classes, _ = found(
+        tmp_path, captions, CaptionDedupConfig(min_similarity=0.7, target_recall=0.999, max_perm=400)
+    )
     from dataengine.dedup.captions import normalise_captions
 
     normal = normalise_captions(pa.array(captions)).to_pylist()
@@ -152,10 +156,19 @@ def test_dense_neighbourhoods_are_bounded_counted_and_audited(tmp_path: Path) ->
 
 
 QUICK = ("dedup/signatures", "dedup/captions")
-PHASES = ["dedup/texts.given", "dedup/caption-classes", "dedup/signatures", "dedup/pairs", "dedup/asked", "dedup/captions"]
+PHASES = [
+    "dedup/texts.given",
+    "dedup/caption-classes",
+    "dedup/signatures",
+    "dedup/pairs",
+    "dedup/asked",
+    "dedup/captions",
+]
 
 
-@pytest.mark.parametrize("phase", [pytest.param(phase, marks=[] if phase in QUICK else pytest.mark.slow) for phase in PHASES])
+@pytest.mark.parametrize(
+    "phase", [pytest.param(phase, marks=[] if phase in QUICK else pytest.mark.slow) for phase in PHASES]
+)
 def test_killed_in_every_phase_and_resumed(tmp_path: Path, phase: str) -> None:
     """The process dies in the middle of a phase, objects written and not committed; the next one gives the same."""
     captions = captions_like(11, 200, boilerplate=0.2)
@@ -186,7 +199,7 @@ running.run_steps(board)
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     board = running.board_of(tmp_path / "killed", running.caption_steps(tuple(captions), config, 60, 2**18))
-    assert 0 < running.run_steps(board)
+    assert running.run_steps(board) > 0
     assert running.edges_of(board).equals(wanted)
     assert running.classes_of(board).equals(classes)
     assert running.counts_of(board, "dedup/captions") == counts

@@ -33,7 +33,9 @@ def test_any_run_of_slices_is_read(tmp_path: Path) -> None:
     for first in range(4):
         for stop in range(first, 5):
             wanted = ROWS.slice(CUTS[first][0] if first < 4 else 5, 0)
-            wanted = ROWS.slice(CUTS[first][0], (CUTS[stop - 1][1] if stop > first else CUTS[first][0]) - CUTS[first][0])
+            wanted = ROWS.slice(
+                CUTS[first][0], (CUTS[stop - 1][1] if stop > first else CUTS[first][0]) - CUTS[first][0]
+            )
             assert found.read(SCHEMA, first, stop).equals(wanted)
     assert [batch and batch.num_rows for batch in found.batches(SCHEMA, 0, 4)] == [2, None, 1, 2]
     assert [len(table) for table in read_each([found, found], SCHEMA, 3, 4)] == [2, 2]
@@ -57,7 +59,7 @@ def test_a_changed_byte_is_found(tmp_path: Path, place: int) -> None:
     content = bytearray(stored(root))
     content[place] ^= 1
     root.put("object", bytes(content))
-    with pytest.raises(CorruptObject, match="object: (slice|the footer|not a sliced)"):
+    with pytest.raises(CorruptObject, match=r"object: (slice|the footer|not a sliced)"):
         SlicedObject.open(root, "object").read(SCHEMA, 0, 4)
 
 

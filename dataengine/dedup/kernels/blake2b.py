@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,12 +39,12 @@ _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @inlined
-def _turn(word, count):  # type: ignore[no-untyped-def]
+def _turn(word: Any, count: Any) -> Any:
     return (word >> np.uint64(count)) | (word << np.uint64(64 - count))
 
 
 @inlined
-def _mix(a, b, c, d, first, second):  # type: ignore[no-untyped-def]
+def _mix(a: Any, b: Any, c: Any, d: Any, first: Any, second: Any) -> Any:
     a = a + b + first
     d = _turn(d ^ a, 32)
     c = c + d

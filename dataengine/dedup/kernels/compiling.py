@@ -17,11 +17,11 @@ def compiled(function: _Function) -> _Function:
     image without a home) it is compiled once per process.
     """
     try:
-        return njit(function, cache=True, nogil=True, error_model="numpy")  # type: ignore[no-any-return]
+        return njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # numba: no locator available
-        return njit(function, nogil=True, error_model="numpy")  # type: ignore[no-any-return]
+        return njit(function, nogil=True, error_model="numpy")
 
 
 def inlined(function: _Function) -> _Function:
     """A small helper of other kernels, compiled into each of them."""
-    return njit(function, nogil=True, inline="always", error_model="numpy")  # type: ignore[no-any-return]
+    return njit(function, nogil=True, inline="always", error_model="numpy")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.dedup.kernels.compiling import compiled, inlined
 from dataengine.dedup.kernels.counting import popcount
 from dataengine.dedup.kernels.shingles import shingle_polynomials
-
 
 NUM_MARKS = 8192
 """Values of a mark; their table of one byte each stays in the first-level cache."""
@@ -55,7 +56,9 @@ def mark_shingles(
                     mark = (values[at] * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(51)
                     marks[end] = mark
                     end += 1
-                    maps[row, np.int64(mark >> np.uint64(10))] |= np.uint64(1) << ((mark >> np.uint64(4)) & np.uint64(63))
+                    maps[row, np.int64(mark >> np.uint64(10))] |= np.uint64(1) << (
+                        (mark >> np.uint64(4)) & np.uint64(63)
+                    )
         starts[row + 1] = end
     return marks[:end]
 
@@ -90,7 +93,7 @@ def screen(
         shared = np.int64(0)
         for word in range(8):
             shared += popcount(maps[row, word] & maps[other, word])
-        # Shared shingles that set the same bit show once; no more than a caption has shingles without a bit of their own.
+        # Shared shingles that set one bit together show once: at most those a caption has without a bit of their own.
         shared += min(size - set_bits[row], other_size - set_bits[other])
         passes[pair] = shared >= needed and size >= needed and other_size >= needed
         if not passes[pair]:
@@ -113,7 +116,7 @@ def screen(
 
 
 @inlined
-def _find(table, stamps, stamp, value, mask):  # type: ignore[no-untyped-def]
+def _find(table: Any, stamps: Any, stamp: Any, value: Any, mask: Any) -> Any:
     """Where `value` lies in the open-addressed `table`, or the free place where it belongs."""
     place = np.int64((value * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(40)) & mask
     while stamps[place] == stamp and table[place] != value:

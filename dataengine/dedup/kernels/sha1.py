@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from dataengine.dedup.kernels.compiling import compiled, inlined
 
 
 @inlined
-def _turn(word, count):  # type: ignore[no-untyped-def]
+def _turn(word: Any, count: Any) -> Any:
     return np.uint32((word << np.uint32(count)) | (word >> np.uint32(32 - count)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ def decode(
 
 
 @inlined
-def _stands_alone(point):  # type: ignore[no-untyped-def]
+def _stands_alone(point: Any) -> Any:
     """Whether a character is of a script without spaces: Thai to Lao, Burmese, Khmer, kana, Han."""
     if point < 0x0E00:
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,7 @@ _LARGEST = np.uint32(0xFFFFFFFF)
 
 
 @inlined
-def _hash32(polynomial, salt):  # type: ignore[no-untyped-def]
+def _hash32(polynomial: Any, salt: Any) -> Any:
     """The upper half of the splitmix64 finaliser of `polynomial` under `salt`."""
     mixed = polynomial ^ salt
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -21,7 +23,7 @@ def _hash32(polynomial, salt):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _scramble(value):  # type: ignore[no-untyped-def]
+def _scramble(value: Any) -> Any:
     """The 32-bit finaliser of MurmurHash3 (Appleby), which datasketch applies before its permutations."""
     mixed = np.uint32((value ^ (value >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     mixed = np.uint32((mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35))
@@ -53,9 +55,7 @@ def sign_captions(
     for row in range(len(offsets) - 1):
         start, stop = offsets[row], offsets[row + 1]
         if by_sha1:
-            count = sha1_shingles(
-                content, start, stop, size, by_word, points, places, words, message, schedule, hashes
-            )
+            count = sha1_shingles(content, start, stop, size, by_word, points, places, words, message, schedule, hashes)
             for at in range(count):
                 hashes[at] = _scramble(hashes[at])
         else:
@@ -114,8 +114,8 @@ def deal_bands(
     for row in range(hashes.shape[0]):
         for band in range(hashes.shape[1]):
             starts[np.int64(hashes[row, band] >> shift) + 1] += 1
-    for slot in range(len(starts) - 1):
-        starts[slot + 1] += starts[slot]
+    for before in range(len(starts) - 1):
+        starts[before + 1] += starts[before]
     places = starts[:-1].copy()
     for row in range(hashes.shape[0]):
         for band in range(hashes.shape[1]):

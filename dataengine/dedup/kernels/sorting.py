@@ -26,8 +26,8 @@ def radix_sorted(values: NDArray[np.uint64], first_bit: int) -> NDArray[np.uint6
         counts[:] = 0
         for at in range(len(here)):
             counts[np.int64((here[at] >> shift) & mask) + 1] += 1
-        for digit in range(1, len(counts)):
-            counts[digit] += counts[digit - 1]
+        for above in range(1, len(counts)):
+            counts[above] += counts[above - 1]
         for at in range(len(here)):
             digit = np.int64((here[at] >> shift) & mask)
             there[counts[digit]] = here[at]
