@@ -1,7 +1,8 @@
 """The dedup stage, exact copies: samples are routed by content hash and reduced to classes and their representatives.
 
     route.<source>  ──by content hash──►  classes ──► signatures ──by band──► hot, captions     (caption_steps.py)
-                                              └─────► centroids, cells ──by cell──► images, recall (image_steps.py)
+                                              └─────► vectors, centroids, cells     (image_steps.py)
+                                                      ──by cell──► images, recall   (image_search.py)
 
 Everything after `classes` works on representatives alone, so a million copies cost a million rows and no pairs.
 """
@@ -18,9 +19,9 @@ import pyarrow.compute as pc
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.dedup.captions import caption_hashes, normalise_captions
 from dataengine.dedup.classes import classes, representatives
-from dataengine.dedup.routed import CAPTION_ROWS, PIXEL_ROWS, flat, image_rows_schema, to_binary
+from dataengine.dedup.routed import CAPTION_ROWS, IMAGE_ROWS, KEYS, PIXEL_ROWS, flat
 from dataengine.keys import key_ranges
-from dataengine.schemas import CANDIDATE, CLASS, SAMPLE, TableSchema, score_schema
+from dataengine.schemas import CANDIDATE, CLASS, SAMPLE, TableSchema
 from dataengine.storage.rundir import Part, Plan
 
 
@@ -29,12 +30,8 @@ class Route(Step):
     """Sends the content hashes of a source's samples to their buckets, with what later steps need of them."""
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: str
-    scorer: str
-    """Whose embeddings are compared."""
-    measurer: str
-    """The scorer whose table holds the perceptual hashes."""
     num_buckets: int
 
     @property
@@ -43,32 +40,23 @@ class Route(Step):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        scores = dict.fromkeys((f"score/{self.scorer}.{self.source}", f"score/{self.measurer}.{self.source}"))
-        return tuple(Need(name) for name in (f"sources/{self.source}", f"download/{self.source}", *scores))
+        return Need(f"sources/{self.source}"), Need(f"download/{self.source}")
 
     def identity(self) -> Mapping[str, Any]:
-        return {"scorer": self.scorer, "measurer": self.measurer, "num_buckets": self.num_buckets}
+        return {"num_buckets": self.num_buckets}
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         candidates = inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, ["key", "caption"])
         samples = inputs.table(f"download/{self.source}", "sample", SAMPLE, ["key", "status", "sha256", "pixel_hash"])
-        phashes = inputs.table(f"score/{self.measurer}.{self.source}", "score", _PHASH, ["phash"]).column("phash")
-        embeddings = inputs.array(f"score/{self.scorer}.{self.source}", "embedding")
         there = pc.equal(samples.column("status"), "ok")
         keys = flat(samples.column("key").filter(there))
         captions = normalise_captions(candidates.column("caption").filter(there))
-        images = {
-            "key": keys,
-            "content_hash": flat(samples.column("sha256").filter(there)),
-            "phash": flat(phashes.filter(there)),
-            "embedding": to_binary(embeddings[there.to_numpy()]),
-        }
+        images = {"key": keys, "content_hash": flat(samples.column("sha256").filter(there))}
         pixels = {"key": keys, "content_hash": flat(samples.column("pixel_hash").filter(there))}
         texts = {"key": keys, "content_hash": caption_hashes(captions), "caption": captions}
         outputs.rows_in, outputs.rows_out = len(samples), len(keys)
-        outputs.facts["dim"] = int(embeddings.shape[1])
         for name, schema, columns in (
-            ("images", image_rows_schema(embeddings.shape[1]), images),
+            ("images", IMAGE_ROWS, images),
             ("pixels", PIXEL_ROWS, pixels),
             ("captions", CAPTION_ROWS, texts),
         ):
@@ -82,15 +70,12 @@ class Route(Step):
             yield rows.filter(pc.equal(buckets, bucket))
 
 
-_PHASH = score_schema((), (), measures=True)
-
-
 @dataclass(frozen=True)
 class Classes(Step):
     """Finds exact copies of image bytes, of pixels and of captions, and who represents each class."""
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sources: tuple[str, ...]
     num_buckets: int
 
@@ -110,8 +95,7 @@ class Classes(Step):
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         bucket = part.spec["bucket"]
-        dim = embedding_dim(inputs, self.sources)
-        images = self._gather(inputs, "images", image_rows_schema(dim), bucket)
+        images = self._gather(inputs, "images", IMAGE_ROWS, bucket)
         pixels = self._gather(inputs, "pixels", PIXEL_ROWS, bucket)
         captions = self._gather(inputs, "captions", CAPTION_ROWS, bucket)
         found = pa.concat_tables(
@@ -120,9 +104,8 @@ class Classes(Step):
         )
         outputs.rows_in = len(images)
         outputs.count(dict(zip(*_counted(found), strict=True)))
-        outputs.facts["dim"] = dim
         outputs.table("class", CLASS, found)
-        outputs.table("images", image_rows_schema(dim), _speakers(images))
+        outputs.table("copies", KEYS, _copies(found))
         outputs.table("captions", CAPTION_ROWS, _speakers(captions))
 
     def _gather(self, inputs: Inputs, name: str, schema: TableSchema, bucket: int) -> pa.Table:
@@ -136,9 +119,11 @@ def bucket_plan(num_buckets: int) -> Plan:
     return Plan(parts, {"buckets": str(num_buckets)})
 
 
-def embedding_dim(inputs: Inputs, sources: tuple[str, ...]) -> int:
-    """Length of the embeddings that the route steps carried."""
-    return int(inputs.commits(f"dedup/route.{sources[0]}")[0].facts["dim"])
+def _copies(found: pa.Table) -> pa.Table:
+    """The images for which another one speaks. Equal bytes have equal pixels, so the two kinds do not contradict."""
+    images = found.filter(pc.not_equal(found["kind"], "caption_exact"))
+    silent = images.filter(pc.not_equal(images["key"], images["class_key"]))
+    return silent.group_by("key").aggregate([]).sort_by("key")
 
 
 def _classes(rows: pa.Table, kind: str) -> pa.Table:

@@ -53,7 +53,7 @@ def test_execution_settings_change_no_recipe(override: str) -> None:
         ("score.scorers.tiny.precision=bfloat16", "score"),
         ("dedup.num_class_buckets=3", "dedup"),
         ("dedup.captions.min_similarity=0.7", "dedup"),
-        ("dedup.images.num_probes=2", "dedup"),
+        ("dedup.images.border=0.7", "dedup"),
         ("select.rules.sharp=sharpness >= 4", "select"),
         ("select.balance.target=100", "select"),
         ("emit.shard_multiple=4", "emit"),
