@@ -12,26 +12,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataengine.dedup.arrays import spans
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 def kept(
-    row: NDArray[np.int64], neighbour: NDArray[np.int64], num_places: int, max_degree: int
+    row: NDArray[np.int64],
+    row_rank: NDArray[np.int64],
+    neighbour_rank: NDArray[np.int64],
+    num_ranks: int,
+    max_degree: int,
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which pairs are kept (bool [pairs]), and the rows that had more than `max_degree` (ascending).
+    """Which pairs are kept (bool [pairs]), and the rows that had more than `max_degree`.
 
-    `row` and `neighbour` are places below `num_places` in the order of the hash, each pair once, in any order.
+    All pairs of a row stand together; ranks are places in the order of the hash, below `num_ranks`.
     """
-    rows, which, degrees = np.unique(row, return_inverse=True, return_counts=True)
+    firsts = np.flatnonzero(np.append(True, row[1:] != row[:-1])[: len(row)])
+    degrees = np.diff(np.append(firsts, len(row)))
     dense = degrees > max_degree
     keep = np.ones(len(row), bool)
     if not dense.any():
-        return keep, rows[:0]
-    crowded = np.flatnonzero(dense[which])
-    distance = (neighbour[crowded] - row[crowded]) % num_places
-    order = np.lexsort((distance, row[crowded]))
+        return keep, row[:0]
+    crowded = spans(firsts[dense], degrees[dense])
+    distance = (neighbour_rank[crowded] - row_rank[crowded]) % num_ranks
+    number = np.repeat(np.arange(len(firsts))[dense], degrees[dense])
+    order = np.argsort(number * num_ranks + distance)
     begins = np.cumsum(degrees[dense]) - degrees[dense]
-    rank = np.arange(len(crowded)) - np.repeat(begins, degrees[dense])
-    keep[crowded[order]] = rank < max_degree
-    return keep, rows[dense]
+    keep[crowded[order]] = np.arange(len(crowded)) - np.repeat(begins, degrees[dense]) < max_degree
+    return keep, row[firsts[dense]]

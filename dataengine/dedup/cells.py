@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataengine.dedup.arrays import widened
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
@@ -28,6 +30,8 @@ NO_CELL = -1
 MIN_CELL_ROWS = 16
 _ITERATIONS = 4  # more make the search no cheaper: cells need to be small, not good clusters
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time stay near the cache
+_CACHED_ROWS = 512  # 1 MiB at 512 dimensions
+_HALF_INFINITY = 0x7C00
 _ROUNDING = 1e-6  # of a float32 product of unit vectors, and so of a distance to a plane
 
 
@@ -60,19 +64,27 @@ def search_radius(min_similarity: float) -> float:
 
 def unit_vectors(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows scaled to length 1: float32 [rows, dim]; rows that are zero or not finite become zero."""
-    rows = embeddings.astype(np.float32)
-    squares = np.einsum("rd,rd->r", rows, rows)
-    broken = ~np.isfinite(squares)
-    if broken.any():
-        rows[broken], squares[broken] = 0.0, 0.0
-    rows *= np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)[:, None]
+    rows = np.empty(embeddings.shape, np.float32)
+    for begin in range(0, len(rows), _CACHED_ROWS):
+        block = _float32(embeddings[begin : begin + _CACHED_ROWS])
+        squares = np.einsum("rd,rd->r", block, block)
+        block *= np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)[:, None]
+        rows[begin : begin + _CACHED_ROWS] = block
     return rows
+
+
+def _float32(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+    wide = widened(embeddings) if embeddings.dtype == np.float16 else embeddings.astype(np.float32)
+    wide[~usable(embeddings)] = 0.0
+    return wide
 
 
 def usable(embeddings: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which rows have a direction, being finite and not zero: bool [rows]."""
-    squares = np.einsum("rd,rd->r", *[embeddings.astype(np.float32)] * 2)
-    return np.isfinite(squares) & (squares > 0)
+    if embeddings.dtype == np.float16:
+        largest = (embeddings.view(np.uint16) & 0x7FFF).max(axis=1, initial=0)
+        return (largest > 0) & (largest < _HALF_INFINITY)
+    return np.isfinite(embeddings).all(axis=1) & embeddings.any(axis=1)
 
 
 def train_cells(sample: NDArray[np.floating], num_cells: int, radius: float, seed: int) -> NDArray[np.float32]:

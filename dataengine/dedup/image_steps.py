@@ -220,8 +220,7 @@ class PlaceVectors(Step):
         facts = inputs.commits("dedup/centroids")[0].facts
         centroids = np.asarray(next(inputs.arrays("dedup/centroids", "centroids")))
         rows, speak = self.vectors.read(inputs)
-        units = unit_vectors(rows.embeddings)
-        placed = place(units, centroids, self._reach(1.0 if self.rung else self.config.border))
+        placed = place(rows.units, centroids, self._reach(1.0 if self.rung else self.config.border))
         outputs.rows_in = len(rows.keys)
         if not self.rung:
             cells = {"key": rows.keys, "cell": placed.home}
@@ -229,20 +228,18 @@ class PlaceVectors(Step):
             schema = image_rows_schema(facts["dim"])
             sample = image_rows(next(inputs.tables("dedup/centroids", "recall", schema)))
             outputs.table("true_pairs", EDGE, cross_edges(sample, rows.take(np.flatnonzero(speak)), self.config))
-        table = self._placed(rows, units, placed, centroids)
+        table = self._placed(rows, placed, centroids)
         buckets = bucket_cells(facts["bucket_starts"], len(centroids))
         outputs.ranges("placed", placed_rows_schema(facts["dim"]), _routed(table, placed, speak, buckets))
 
     def _reach(self, border: float) -> float:
         return border * search_radius(self.config.min_similarity) / 2
 
-    def _placed(
-        self, rows: ImageRows, units: NDArray[np.float32], placed: Placement, centroids: NDArray[np.float32]
-    ) -> pa.Table:
+    def _placed(self, rows: ImageRows, placed: Placement, centroids: NDArray[np.float32]) -> pa.Table:
         """placed_rows of all rows."""
         rungs = np.zeros(len(placed.look_row), np.int8)
         if self.rung:
-            first = place(units, centroids, self._reach(self.config.border))
+            first = place(rows.units, centroids, self._reach(self.config.border))
             now, before = (item.look_row * len(centroids) + item.look_cell for item in (placed, first))
             rungs = (~np.isin(now, before)).astype(np.int8)
         ends = np.searchsorted(placed.look_row, np.arange(len(rows.keys) + 1)).astype(np.int32)

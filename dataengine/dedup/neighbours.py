@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from dataengine.dedup.arrays import distinct
+from dataengine.dedup.arrays import distinct, widened
 from dataengine.dedup.bounded import kept
 from dataengine.dedup.cells import unit_vectors
 from dataengine.dedup.edges import Pairs, edge_table
@@ -47,6 +47,8 @@ class ImageRows:
 
     def take(self, rows: NDArray[np.int64]) -> ImageRows:
         """These rows, in this order."""
+        if len(rows) == len(self.keys) and (rows[1:] > rows[:-1]).all():
+            return self
         places = pa.array(rows)
         return ImageRows(self.keys.take(places), self.embeddings[rows], self.phashes.take(places))
 
@@ -54,6 +56,11 @@ class ImageRows:
     def hashes(self) -> Hashes:
         """The perceptual hashes as bits."""
         return Hashes.parse(self.phashes)
+
+    @cached_property
+    def units(self) -> NDArray[np.float32]:
+        """The embeddings scaled to length 1: [rows, dim]."""
+        return unit_vectors(self.embeddings)
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,6 @@ class Bucket:
     looks: Looks
     """Every look of every row, into other buckets too."""
 
-    def ordered(self, seed: int) -> Bucket:
-        """The same rows in the order of a keyed hash."""
-        order = np.argsort(draws(self.rows.keys, seed, "dedup neighbours"), kind="stable")
-        number = np.empty(len(order), np.int64)
-        number[order] = np.arange(len(order))
-        looks = Looks(number[self.looks.row], self.looks.cell, self.looks.rung)
-        return Bucket(self.rows.take(order), self.home[order], looks)
-
 
 @dataclass(frozen=True)
 class ImageEdges:
@@ -120,20 +119,18 @@ def image_edges(bucket: Bucket, cells: range, rung: int, config: ImageDedupConfi
     Rows that share a home are compared there, at rung 0. Rows of two homes meet where either looks into the other's;
     of two such looks, the one of the lower rung, then cell, owns the pair.
     """
-    search = _Search(bucket.ordered(seed), rung, config)
+    search = _Search(bucket, rung, config, seed)
     found = [search.cell(cell) for cell in cells]
     pairs = Pairs.joined([item.pairs for item in found])
     bounded = distinct(np.concatenate([np.zeros(0, np.int64), *(item.bounded for item in found)]))
-    rows = search.bucket.rows
-    return ImageEdges(
-        _edges(rows, rows, pairs), sum(item.num_refused for item in found), rows.keys.take(pa.array(bounded))
-    )
+    num_refused = sum(item.num_refused for item in found)
+    return ImageEdges(_edges(bucket.rows, bucket.rows, pairs), num_refused, bucket.rows.keys.take(pa.array(bounded)))
 
 
 def cross_edges(sample: ImageRows, rows: ImageRows, config: ImageDedupConfig) -> pa.Table:
     """EDGE rows of the near-duplicate pairs of any sampled row with any of `rows`, confirmed; cells set aside."""
     found = [Pairs.joined([])]
-    for left, right, _ in _proposed(unit_vectors(sample.embeddings), unit_vectors(rows.embeddings), config):
+    for left, right, _ in _proposed(sample.units, rows.units, config):
         passed = confirmed(sample.hashes.distances(left, rows.hashes, right), config)
         pairs = _exact(sample, left[passed], rows, right[passed])
         found.append(pairs.where(pairs.similarity >= config.min_similarity))
@@ -149,11 +146,12 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Search:
-    """The search through the cells of one bucket, whose rows are in the order of the hash."""
+    """The search through the cells of one bucket."""
 
     bucket: Bucket
     rung: int
     config: ImageDedupConfig
+    seed: int
 
     def cell(self, cell: int) -> _Found:
         """The pairs that `cell` owns."""
@@ -177,8 +175,8 @@ class _Search:
 
     def _decided(self, left: NDArray[np.int64], right: NDArray[np.int64], num_refused: int) -> _Found:
         """The pairs that stay once dense neighbourhoods are bounded, each once, with their exact similarity."""
-        rows = self.bucket.rows
-        keep, bounded = kept(left, right, len(rows.keys), self.config.max_degree)
+        rows, ranks = self.bucket.rows, self._ranks
+        keep, bounded = kept(left, ranks[left], ranks[right], len(ranks), self.config.max_degree)
         code = distinct(np.minimum(left, right)[keep] << 32 | np.maximum(left, right)[keep])
         pairs = _exact(rows, code >> 32, rows, code & 0xFFFFFFFF)
         return _Found(pairs.where(pairs.similarity >= self.config.min_similarity), num_refused, bounded)
@@ -207,6 +205,14 @@ class _Search:
         cells, rows = self._looks
         first, last = np.searchsorted(cells, [cell, cell + 1])
         return rows[first:last]
+
+    @cached_property
+    def _ranks(self) -> NDArray[np.int64]:
+        """Place of each row in the order of a keyed hash."""
+        order = np.argsort(draws(self.bucket.rows.keys, self.seed, "dedup neighbours"), kind="stable")
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order))
+        return ranks
 
     @cached_property
     def _by_home(self) -> NDArray[np.int64]:
@@ -262,7 +268,7 @@ def _exact(first: ImageRows, left: NDArray[np.int64], second: ImageRows, right: 
 def _once(rows: ImageRows, which: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The embeddings of `which`, each converted once, and where each is found."""
     wanted, places = np.unique(which, return_inverse=True)
-    return rows.embeddings[wanted].astype(np.float32), places
+    return widened(rows.embeddings[wanted]), places
 
 
 def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:

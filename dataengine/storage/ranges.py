@@ -25,7 +25,7 @@ _ENTRY = struct.Struct("<QQQ")
 
 def range_pieces(schema: TableSchema, tables: Sequence[pa.Table]) -> Iterator[memoryview]:
     """The object of which range `i` is `tables[i]`, piece by piece; tables may be empty."""
-    contents = [memoryview(_batch(table.cast(schema.arrow)).serialize()) for table in tables]
+    contents = [memoryview(_batch(table.cast(schema.arrow)).serialize()).cast("B") for table in tables]
     offset = _ENTRY.size * len(contents)
     entries = bytearray()
     for content in contents:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.dedup.arrays import distinct, spans
+from dataengine.dedup.arrays import distinct, spans, widened
 
 
 def test_spans() -> None:
@@ -15,3 +15,9 @@ def test_spans() -> None:
 @given(st.lists(st.integers(-5, 5)))
 def test_distinct(numbers: list[int]) -> None:
     assert distinct(np.array(numbers, np.int64)).tolist() == sorted(set(numbers))
+
+
+def test_every_finite_half_is_widened_exactly() -> None:
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    assert widened(halves).tobytes() == halves.astype(np.float32).tobytes()
