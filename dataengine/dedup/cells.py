@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NO_CELL = -1
 MIN_CELL_ROWS = 16
-_ITERATIONS = 4  # more make the search no cheaper: cells need to be small, not good clusters
+_ITERATIONS = 3  # more make the search no cheaper: cells need to be small, not good clusters
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time stay near the cache
 _CACHED_ROWS = 512  # 1 MiB at 512 dimensions
 _HALF_INFINITY = 0x7C00
@@ -139,6 +139,12 @@ def _apart(centroids: NDArray[np.float32], sizes: NDArray[np.int64], radius: flo
             stays[cell] = True
             gone |= near[cell]
     return centroids[stays]
+
+
+def main_axes(centroids: NDArray[np.float32], num_axes: int) -> NDArray[np.float32]:
+    """The orthonormal directions that hold most of the centroids: float32 [dim, num_axes]."""
+    _, axes = np.linalg.eigh(centroids.T.astype(np.float64) @ centroids)
+    return np.ascontiguousarray(axes[:, -num_axes:], np.float32)
 
 
 def place(units: NDArray[np.float32], centroids: NDArray[np.float32], reach: float) -> Placement:

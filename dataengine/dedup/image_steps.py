@@ -26,6 +26,7 @@ from dataengine.dedup.cells import (
     Placement,
     bucket_cells,
     bucket_starts,
+    main_axes,
     num_cells,
     place,
     search_radius,
@@ -33,7 +34,7 @@ from dataengine.dedup.cells import (
     unit_vectors,
     usable,
 )
-from dataengine.dedup.neighbours import ImageRows, cross_edges
+from dataengine.dedup.neighbours import NUM_AXES, ImageRows, cross_edges
 from dataengine.dedup.recall import recall_sample
 from dataengine.dedup.routed import KEYS, flat, image_rows, image_rows_schema, placed_rows_schema, to_binary
 from dataengine.keys import draws
@@ -41,7 +42,7 @@ from dataengine.schemas import CELL, EDGE, SAMPLE, score_schema
 from dataengine.storage.rundir import Part, Plan
 from dataengine.storage.tables import read_table
 
-_ROWS_PER_CENTROID = 32  # k-means gains little from more points a centroid (FAISS itself samples at most 256)
+_ROWS_PER_CENTROID = 24  # k-means gains little from more points a centroid (FAISS itself samples at most 256)
 _PHASH = score_schema((), (), measures=True)
 RECALL_FIRST = "dedup/recall-first"
 
@@ -174,6 +175,7 @@ class Centroids(Step):
         }
         outputs.table("recall", image_rows_schema(dim), pa.concat_tables(self._asked(inputs, dim)))
         outputs.array("centroids", centroids)
+        outputs.array("axes", main_axes(centroids, NUM_AXES))
 
     def _asked(self, inputs: Inputs, dim: int) -> Iterator[pa.Table]:
         yield image_rows_schema(dim).empty()
@@ -227,7 +229,9 @@ class PlaceVectors(Step):
             outputs.table("cell", CELL, CELL.table(cells))
             schema = image_rows_schema(facts["dim"])
             sample = image_rows(next(inputs.tables("dedup/centroids", "recall", schema)))
-            outputs.table("true_pairs", EDGE, cross_edges(sample, rows.take(np.flatnonzero(speak)), self.config))
+            axes = np.asarray(next(inputs.arrays("dedup/centroids", "axes")))
+            speakers = rows.take(np.flatnonzero(speak))
+            outputs.table("true_pairs", EDGE, cross_edges(sample, speakers, self.config, axes))
         table = self._placed(rows, placed, centroids)
         buckets = bucket_cells(facts["bucket_starts"], len(centroids))
         outputs.ranges("placed", placed_rows_schema(facts["dim"]), _routed(table, placed, speak, buckets))

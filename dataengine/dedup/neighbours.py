@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from dataengine.config.dedup import ImageDedupConfig
 
 KIND = "image_embedding"
+NUM_AXES = 127  # a vector of 128 with the length of the rest
 _ROUNDING = 1e-4  # more than float32 can lose in a product of unit vectors of 2,048 dimensions
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
+_MAX_DOUBTFUL = 0.01  # an exact similarity takes as long as about 100 products in a matrix
 _EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
 _CACHED_PAIRS = 1 << 9  # 1 MiB of products
 
@@ -127,14 +129,48 @@ def image_edges(bucket: Bucket, cells: range, rung: int, config: ImageDedupConfi
     return ImageEdges(_edges(bucket.rows, bucket.rows, pairs), num_refused, bucket.rows.keys.take(pa.array(bounded)))
 
 
-def cross_edges(sample: ImageRows, rows: ImageRows, config: ImageDedupConfig) -> pa.Table:
-    """EDGE rows of the near-duplicate pairs of any sampled row with any of `rows`, confirmed; cells set aside."""
+def cross_edges(
+    sample: ImageRows, rows: ImageRows, config: ImageDedupConfig, axes: NDArray[np.float32] | None = None
+) -> pa.Table:
+    """EDGE rows of the near-duplicate pairs of any sampled row with any of `rows`, confirmed; cells set aside.
+
+    `axes` (orthonormal, float32 [dim, axes]) make it cheaper and change nothing.
+    """
     found = [Pairs.joined([])]
-    for left, right, _ in _proposed(sample.units, rows.units, config):
+    for left, right in _compared(sample.units, rows.units, axes, config):
         passed = confirmed(sample.hashes.distances(left, rows.hashes, right), config)
         pairs = _exact(sample, left[passed], rows, right[passed])
         found.append(pairs.where(pairs.similarity >= config.min_similarity))
     return _edges(sample, rows, Pairs.joined(found))
+
+
+def _compared(
+    first: NDArray[np.float32], second: NDArray[np.float32], axes: NDArray[np.float32] | None, config: ImageDedupConfig
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs that may reach `min_similarity`, by what rows have along the axes where that tells most of them apart."""
+    if axes is None or first.shape[1] < 2 * axes.shape[1]:
+        yield from ((left, right) for left, right, _ in _proposed(first, second, config))
+        return
+    brief, briefs = _along(first, axes), _along(second, axes)
+    height = max(1, _BLOCK_FLOATS // max(len(second), 1))
+    for top in range(0, len(first), height):
+        run = slice(top, top + height)
+        left, right = np.divmod(np.flatnonzero(brief[run] @ briefs.T >= _floor(config)), max(len(second), 1))
+        if len(left) > _MAX_DOUBTFUL * len(brief[run]) * len(second):
+            pairs = _proposed(first[run], second, config)
+            left, right = (np.concatenate(side) for side in list(zip(*pairs, strict=True))[:2])
+        yield left + top, right
+
+
+def _along(units: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Parts of unit vectors along the axes, and the length of what is left: float32 [rows, axes + 1].
+
+    The product of two such rows is no less than that of the unit vectors: what is left of two vectors has a product of
+    at most that of its lengths (Cauchy-Schwarz).
+    """
+    parts = units @ axes
+    rest = np.einsum("rd,rd->r", units, units) - np.einsum("ra,ra->r", parts, parts)
+    return np.column_stack([parts, np.sqrt(np.maximum(rest, 0))])
 
 
 @dataclass(frozen=True)
@@ -235,7 +271,7 @@ def _proposed(
     first: NDArray[np.float32], second: NDArray[np.float32], config: ImageDedupConfig
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
     """Pairs (row of first, row of second) of unit vectors that may reach `min_similarity`, and their float32 cosine."""
-    floor = max(config.min_similarity - _ROUNDING, _ROUNDING)  # so that a zero row reaches nothing
+    floor = _floor(config)
     width = max(1, min(len(second), _BLOCK_FLOATS // 256))
     height = max(1, _BLOCK_FLOATS // width)
     for top in range(0, len(first), height):
@@ -244,6 +280,10 @@ def _proposed(
             near = np.flatnonzero(similarity >= floor)
             left, right = np.divmod(near, similarity.shape[1])
             yield left + top, right + start, similarity.ravel()[near]
+
+
+def _floor(config: ImageDedupConfig) -> float:
+    return max(config.min_similarity - _ROUNDING, _ROUNDING)  # so that a zero row reaches nothing
 
 
 def _exact(first: ImageRows, left: NDArray[np.int64], second: ImageRows, right: NDArray[np.int64]) -> Pairs:

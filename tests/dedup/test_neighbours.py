@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dataengine.config.dedup import ImageDedupConfig
 from dataengine.dedup import neighbours
-from dataengine.dedup.cells import bucket_cells, place, search_radius, train_cells, unit_vectors
+from dataengine.dedup.cells import bucket_cells, main_axes, place, search_radius, train_cells, unit_vectors
 from dataengine.dedup.neighbours import Bucket, ImageRows, Looks, cross_edges, image_edges
 from dataengine.dedup.recall import measure
 from dataengine.keys import url_keys
@@ -163,3 +163,17 @@ def test_recall_of_a_search_that_stays_at_home() -> None:
     found = {(row["left_key"], row["right_key"]) for row in edges.to_pylist()}
     assert (recall.num_pairs, recall.num_found) == (len(pairs), len(pairs & found))
     assert 0.3 < recall.low < recall.value < recall.high < 1
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.6])
+def test_axes_change_nothing(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+    monkeypatch.setattr(neighbours, "_BLOCK_FLOATS", 3000)
+    rng = np.random.default_rng(9)
+    centres = rng.normal(size=(20, 64)) * np.arange(1, 65) ** -0.5
+    rows = image_rows(centres[rng.integers(20, size=300)] + rng.normal(0, spread / 8, (300, 64)))
+    axes = main_axes(unit_vectors(centres), 15)
+    assert axes.T @ axes == pytest.approx(np.eye(15), abs=1e-5)
+    sample = rows.take(np.arange(0, 300, 5))
+    for min_similarity in (0.8, 0.95):
+        config = ANY.model_copy(update={"min_similarity": min_similarity})
+        assert cross_edges(sample, rows, config, axes).equals(cross_edges(sample, rows, config))
