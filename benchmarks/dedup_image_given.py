@@ -1,4 +1,4 @@
-"""What the dedup stage finds when it starts, made of an array of vectors: samples, scores and classes, as commits."""
+"""What image dedup finds when it starts, made of an array of vectors: samples, scores and classes, as commits."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class ImageDedupConfig(Config):
     `border` of 1."""
     recall_rows: Annotated[int, Field(ge=1)] = 2000
     """Rows searched exactly to measure recall; fewer where that is more than 1 % of all, but no fewer than 500."""
-    max_degree: Annotated[int, Field(ge=2)] = 128
+    max_degree: Annotated[int, Field(ge=2)] = 64
     """Near-duplicates that a row keeps of those in one cell, chosen by keyed hash, so that a group of many costs no
     square."""
     confirm: Literal["phash", "none"] = "phash"
