@@ -46,8 +46,11 @@ def run_timed(command: list[str]) -> Timed:
     return Timed(time.monotonic() - started, done.returncode, done.stdout + done.stderr)
 
 
-def report(name: str, results: dict[str, dict[str, Any]], goals: list[Goal]) -> None:
-    """Print the table and the JSON line, and keep both under `results/` with machine, date, commit and command."""
+def report(name: str, results: dict[str, dict[str, Any]], goals: list[Goal], variant: str = "") -> None:
+    """Print the table and the JSON line, and keep both under `results/` with machine, date, commit and command.
+
+    `variant` sets the file apart from those of other sizes.
+    """
     columns = list(dict.fromkeys(column for row in results.values() for column in row))
     print(f"{'':<24}" + "".join(f"{column:>16}" for column in columns))
     for contender, row in results.items():
@@ -56,7 +59,7 @@ def report(name: str, results: dict[str, dict[str, Any]], goals: list[Goal]) -> 
     RESULTS.mkdir(exist_ok=True)
     kept = record | {"machine": _machine(), "date": datetime.now(UTC).date().isoformat(), "commit": _commit()}
     kept["command"] = "python " + " ".join(["-m", f"benchmarks.{name}", *sys.argv[1:]])
-    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    (RESULTS / f"{name}{variant}.json").write_text(json.dumps(kept, indent=2) + "\n")
     print(json.dumps(record))
 
 

@@ -22,6 +22,7 @@ from dataengine.schemas import TableSchema
 from dataengine.storage.hashing import HashingWriter
 from dataengine.storage.ranges import range_pieces, read_range
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory, combined_digest
+from dataengine.storage.slices import SlicedObject, write_slices
 from dataengine.storage.store import Root
 from dataengine.storage.tables import (
     bucketed_parquet_bytes,
@@ -210,6 +211,16 @@ class Inputs:
         for commit in self.commits(step):
             yield read_range(self.root, commit.objects[name].path, schema, number)
 
+    def sliced(self, step: str, prefix: str) -> list[SlicedObject]:
+        """The sliced objects of `step` whose names begin with `prefix`, in part order."""
+        found = [
+            commit.objects[name].path
+            for commit in self.commits(step)
+            for name in sorted(commit.objects)
+            if name.startswith(prefix)
+        ]
+        return [SlicedObject.open(self.root, path) for path in found]
+
     def buckets(self, step: str, prefix: str, schema: TableSchema, bucket: int) -> Iterator[pa.Table]:
         """The rows routed to `bucket` by each object of `step` whose name begins with `prefix`, in part order."""
         for commit in self.commits(step):
@@ -254,6 +265,23 @@ class Outputs:
             for piece in range_pieces(schema, tables):
                 writer.write(piece)
         self.objects[name] = replace(self.objects[name], num_rows=sum(map(len, tables)))
+
+    def slices(
+        self,
+        name: str,
+        schema: TableSchema,
+        slices: Sequence[pa.Table],
+        metadata: Mapping[str, Any] | None = None,
+        path: str | None = None,
+    ) -> None:
+        """Write rows in slices, any run of which is one ranged read (`Inputs.sliced`), with plain JSON beside them.
+
+        With `path` they go to a place of their own; their bytes must be a pure function of the part's inputs.
+        """
+        path = path or self.path(f"{name}.slices")
+        with self.directory.root.writer(path) as writer:
+            write_slices(writer, map(schema.check, slices), metadata or {})
+        self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, sum(map(len, slices)))
 
     def array(self, name: str, array: NDArray[Any]) -> None:
         """Write an array as `.npy`."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,19 +47,34 @@ def key_bits(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
 
     Raises ValueError when a key is null or not 32 characters long.
     """
+    return key_bytes(keys)[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
+
+
+def key_bytes(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
+    """The 16 bytes of each key: uint8 [rows, 16]. Raises ValueError when a key is null or not 32 characters long."""
     array = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
-    joined = np.frombuffer("".join(array.drop_null().to_pylist()).encode("ascii", "replace"), dtype=np.uint8)
-    if joined.size != KEY_CHARS * len(array):
+    if isinstance(array, pa.ChunkedArray):  # pyarrow keeps a chunked array of no chunks as it is
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    lengths = pc.binary_length(array)
+    if array.null_count or not pc.all(pc.equal(lengths, KEY_CHARS), min_count=0).as_py():
         raise ValueError(f"keys must be {KEY_CHARS} hex characters each")
-    return _parse_hex(joined.reshape(len(array), KEY_CHARS)[:, :16])
+    fixed = array.cast(pa.binary()).cast(pa.binary(KEY_CHARS))
+    content = np.frombuffer(fixed.buffers()[1] or b"", np.uint8)
+    characters = content[fixed.offset * KEY_CHARS : (fixed.offset + len(fixed)) * KEY_CHARS]
+    nibbles = _NIBBLES[characters].reshape(len(array), KEY_CHARS)
+    return np.left_shift(nibbles[:, ::2], np.uint8(4)) | nibbles[:, 1::2]
 
 
-def _parse_hex(characters: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    nibbles = np.where(characters >= ord("a"), characters - (ord("a") - 10), characters - ord("0")).astype(np.uint64)
-    bits = np.zeros(len(characters), dtype=np.uint64)
-    for column in range(characters.shape[1]):
-        bits = (bits << np.uint64(4)) | nibbles[:, column]
-    return bits
+def hex_keys(key_bytes: NDArray[np.uint8]) -> pa.Array:
+    """Keys as text, 32 hex characters each, from their bytes (uint8 [rows, 16])."""
+    characters = _HEX_DIGITS[key_bytes]
+    fixed = pa.Array.from_buffers(pa.binary(KEY_CHARS), len(key_bytes), [None, pa.py_buffer(characters)])
+    return fixed.cast(pa.binary()).cast(pa.string())
+
+
+_NIBBLES = np.zeros(256, np.uint8)
+_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_HEX_DIGITS = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), np.uint8).reshape(256, 2)
 
 
 def draws(keys: pa.ChunkedArray | pa.Array, seed: int, purpose: str) -> NDArray[np.float64]:
@@ -72,12 +88,16 @@ def draws(keys: pa.ChunkedArray | pa.Array, seed: int, purpose: str) -> NDArray[
 
 def mix64(bits: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.uint64]:
     """`bits` re-hashed under (seed, purpose) by the splitmix64 finaliser (Steele et al. 2014): uint64 [rows]."""
-    salt = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest()
     with np.errstate(over="ignore"):
-        mixed = bits ^ np.uint64(int.from_bytes(salt, "big"))
+        mixed = bits ^ salt64(seed, purpose)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def salt64(seed: int, purpose: str) -> np.uint64:
+    """What `mix64` sets numbers apart by: a hash of (seed, purpose)."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest(), "big"))
 
 
 def key_ranges(keys: Sequence[str] | pa.ChunkedArray | pa.Array, num_ranges: int) -> NDArray[np.int64]:

@@ -12,9 +12,18 @@ from typing import Any
 from dataengine.config.dedup import ImageDedupConfig
 from dataengine.config.run import RunConfig
 from dataengine.contract import Step
-from dataengine.dedup.caption_steps import CaptionEdges, HotBands, Signatures
+from dataengine.dedup.caption_steps import (
+    AskedTexts,
+    CandidatePairs,
+    CaptionClasses,
+    CaptionEdges,
+    RouteCaptions,
+    Signatures,
+)
 from dataengine.dedup.image_search import ImageEdges, MeasureRecall
 from dataengine.dedup.image_steps import Centroids, PlaceVectors, SampleVectors, VectorSource
+from dataengine.dedup.publish_steps import KeptCaptions, PublishCaptions
+from dataengine.dedup.signing import comparison_of, signature_spec
 from dataengine.dedup.stage import Classes, Route
 from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
@@ -111,9 +120,7 @@ def _dedup_steps(config: RunConfig) -> list[Step]:
     sources, dedup = tuple(sorted(config.sources)), config.dedup
     steps: list[Step] = [Route(name, dedup.num_class_buckets) for name in sources]
     steps.append(Classes(sources, dedup.num_class_buckets))
-    if dedup.captions is not None:
-        captions = dedup.captions
-        steps += [Signatures(captions, config.seed), HotBands(captions), CaptionEdges(captions, config.seed)]
+    steps += _caption_steps(config)
     if dedup.images is not None:
         steps += _image_steps(config, dedup.images)
     return steps
@@ -130,10 +137,26 @@ def _image_steps(config: RunConfig, images: ImageDedupConfig) -> list[Step]:
     return steps
 
 
+def _caption_steps(config: RunConfig) -> list[Step]:
+    sources, dedup = tuple(sorted(config.sources)), config.dedup
+    steps: list[Step] = [RouteCaptions(source) for source in sources]
+    if dedup.captions is None:
+        return [*steps, CaptionClasses(sources, (), None)]
+    spec, comparison = signature_spec(dedup.captions, config.seed), comparison_of(dedup.captions, config.seed)
+    return [
+        *steps,
+        CaptionClasses(sources, dedup.against, spec),
+        Signatures(spec),
+        CandidatePairs(spec, comparison, dedup.against, dedup.memory_bytes),
+        AskedTexts(spec, dedup.against),
+        CaptionEdges(dedup.captions, spec, dedup.against),
+    ]
+
+
 def _edge_steps(config: RunConfig) -> tuple[str, ...]:
     captions = () if config.dedup.captions is None else ("dedup/captions",)
     images = () if config.dedup.images is None else ("dedup/images", "dedup/images-wide")
-    return (*captions, *images)
+    return ("dedup/caption-classes", *captions, *images)
 
 
 def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select:
@@ -142,11 +165,13 @@ def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select
 
 def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published: Mapping[str, Any]) -> list[Step]:
     sources, tables, columns = tuple(sorted(config.sources)), tuple(scores.items()), config.score_columns
+    spec = signature_spec(config.dedup.captions, config.seed) if config.dedup.captions is not None else None
     extra = sorted({name for source in config.sources.values() for name in source.passthrough})
     return [
         PlanShards(config.name, sources, tuple(scores), config.emit, published),
         *(RouteRows(source, tables, columns) for source in sources),
         WriteShards(config.name, sources, columns, config.caption_names, tuple(extra)),
+        *([*map(KeptCaptions, sources), PublishCaptions(sources, spec)] if spec is not None else []),
         Publish(
             dataset=config.name,
             sources=sources,
@@ -155,6 +180,7 @@ def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published:
             scores=tables,
             score_columns=columns,
             recall_step="dedup/recall" if config.dedup.images is not None else None,
+            caption_spec=spec.to_json() if spec is not None else None,
             published=published,
         ),
     ]

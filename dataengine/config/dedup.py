@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dataengine.config.base import Config
+from dataengine.config.base import EXECUTION, Config
 
 
 class CaptionDedupConfig(Config):
     """Near-duplicate captions: MinHash LSH candidates, verified by exact Jaccard."""
 
     min_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Jaccard similarity of character shingles from which two captions are near-duplicates."""
-    shingle_chars: Annotated[int, Field(ge=2, le=32)] = 5
-    """Characters of a shingle; shorter captions are compared whole."""
-    num_perm: Annotated[int, Field(ge=16, le=1024)] = 128
-    """Slots of a MinHash signature."""
-    num_bands: Annotated[int, Field(ge=1, le=256)] = 32
-    """Bands the signature is cut into; must divide `num_perm`."""
-    num_buckets: Annotated[int, Field(ge=1, le=65536)] = 16
-    """Tasks that band hashes are routed to."""
-    max_degree: Annotated[int, Field(ge=1)] = 128
-    """Rows of one band bucket are compared with at most this many anchors, chosen by keyed hash."""
+    """Jaccard similarity of shingles from which two captions are near-duplicates."""
+    shingle_unit: Literal["char", "word"] = "char"
+    """What a shingle is made of: characters, or words."""
+    shingle_size: Annotated[int, Field(ge=1, le=32)] = 5
+    """Characters or words of a shingle; shorter captions are compared whole."""
+    hash: Literal["poly32", "sha1"] = "poly32"
+    """What turns a shingle into 32 bits: the fast hash of docs/dedup.md, or SHA-1 as datasketch takes it."""
+    target_recall: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Share of the pairs at `min_similarity` that must become candidates; bands are chosen for it."""
+    max_perm: Annotated[int, Field(ge=1, le=1024)] = 160
+    """Slots that a MinHash signature may have."""
+    num_bands: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Bands the signature is cut into; null: as many as `target_recall` takes."""
+    rows_per_band: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Slots of a band; null: the most that fit into `max_perm`."""
+    max_degree: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Rows that share a band hash with more than this many others meet that many anchors, chosen by keyed hash."""
 
 
 class ImageDedupConfig(Config):
@@ -61,5 +67,15 @@ class DedupConfig(Config):
     """Near-duplicate captions; null: only exact ones."""
     images: ImageDedupConfig | None = ImageDedupConfig()
     """Near-duplicate images; null: only exact ones."""
+    against: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Published versions (paths or URLs of their `manifest.json`) whose captions this run's are matched with, too."""
+    memory_bytes: Annotated[int, Field(ge=2**24, json_schema_extra=EXECUTION)] = 2**29
+    """What a task of caption dedup may hold; more is spilled to the run directory."""
     num_class_buckets: Annotated[int, Field(ge=1, le=65536)] = 8
-    """Tasks that content hashes are routed to."""
+    """Tasks that content hashes of images are routed to."""
+
+    @model_validator(mode="after")
+    def _against_needs_captions(self) -> Self:
+        if self.against and self.captions is None:
+            raise ValueError("dedup.against: matches captions, but dedup.captions is null; set it, or drop `against`")
+        return self

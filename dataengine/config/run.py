@@ -141,11 +141,6 @@ class RunConfig(Config):
             raise ValueError(
                 f"dedup.images.scorer: no scorer {images.scorer!r}; scorers are {list(self.score.scorers)}"
             )
-        captions = self.dedup.captions
-        if captions and captions.num_perm % captions.num_bands:
-            raise ValueError(
-                f"dedup.captions.num_bands: {captions.num_bands} does not divide num_perm {captions.num_perm}"
-            )
 
     @property
     def first_scorer(self) -> str:

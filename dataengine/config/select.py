@@ -36,12 +36,14 @@ class BalanceConfig(Config):
 
 
 class SelectConfig(Config):
-    """Everything about choosing rows. Order: rules, then survivors, then balance."""
+    """Everything about choosing rows. Order: rules, then `against`, then survivors, then balance."""
 
     rules: dict[RuleName, str] = {}
     """Reason → SQL boolean expression a row must meet (`clip_score >= 0.28`), in order; null is false."""
     survivors: SurvivorConfig = SurvivorConfig()
     """Who stays among duplicates."""
+    against: Literal["drop", "keep"] = "drop"
+    """What becomes of rows whose caption is a copy or near-copy of one in `dedup.against` (reason `contaminated`)."""
     balance: BalanceConfig = BalanceConfig()
     """How sources are mixed."""
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -1,100 +1,93 @@
-"""Locality-sensitive hashing: which captions are worth comparing at all.
+"""Band tables: what of a signature is stored and routed, so that rows which may be alike meet.
 
-A signature is cut into bands; two captions that agree on all of one band share its hash and become
-candidates (Indyk and Motwani 1998; Leskovec et al., Mining of Massive Datasets, 3.4). Band hashes are
-routed to buckets by their value, so a bucket sees every row of the band hashes it owns. Matrices in, row
-numbers out; it reads no caption.
+A signature is cut into bands; two captions that agree on all of one band share its hash. A record is one band of one
+row: the hash, the row's number, and a sketch of the whole signature. Records are ordered by `slot`, the leading 10
+bits of the hash, so that any run of slots can be read and reduced by itself, whatever the number of reducers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from dataengine.dedup.arrays import distinct, spans
-from dataengine.keys import mix64
+from dataengine.dedup.minhash import SignatureSpec, signatures
+from dataengine.dedup.routed import to_binary
+from dataengine.schemas import TableSchema, column
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CHUNK_PAIRS = 1 << 16
-
-
-def band_hashes(signatures: NDArray[np.uint32], num_bands: int) -> NDArray[np.uint64]:
-    """One hash per band of each signature, the band's number hashed in: uint64 [rows, num_bands].
-
-    `num_bands` must divide the number of slots.
-    """
-    bands = signatures.reshape(len(signatures), num_bands, signatures.shape[1] // num_bands)
-    hashes = np.broadcast_to(np.arange(num_bands, dtype=np.uint64), bands.shape[:2])
-    for slot in range(bands.shape[2]):
-        hashes = mix64(hashes + bands[:, :, slot], 0, "band")
-    return hashes
-
-
-def bucket_rows(hashes: NDArray[np.uint64], num_buckets: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The (row, bucket) pairs to route: a row goes once to each bucket that owns one of its band hashes.
-
-    Two int64 arrays of equal length, sorted by bucket, then row.
-    """
-    buckets = (hashes % np.uint64(num_buckets)).astype(np.int64)
-    rows = np.arange(len(hashes), dtype=np.int64)[:, None]
-    routes = distinct(buckets * max(len(hashes), 1) + rows)
-    return routes % max(len(hashes), 1), routes // max(len(hashes), 1)
-
-
-def owned(hashes: NDArray[np.uint64], bucket: int, num_buckets: int) -> NDArray[np.bool_]:
-    """Which band hashes this bucket owns: bool [rows, num_bands]."""
-    return hashes % np.uint64(num_buckets) == np.uint64(bucket)
-
-
-def hot_bands(hashes: NDArray[np.uint64], bucket: int, num_buckets: int, max_degree: int) -> NDArray[np.uint64]:
-    """The band hashes of this bucket that more than `max_degree` rows share, ascending: uint64 [hot]."""
-    values, counts = np.unique(hashes[owned(hashes, bucket, num_buckets)], return_counts=True)
-    return values[counts > max_degree]
+SLOT_BITS = 10
+NUM_SLOTS = 1 << SLOT_BITS
+BAND_ROWS = TableSchema(
+    "band_rows",
+    pa.schema(
+        [
+            # One column, because records are dealt out to a thousand places: three columns are three thousand pages.
+            column(
+                "record",
+                pa.binary(16),
+                "little-endian: uint32 row of the part's captions, uint32 bits 10 to 41 of the band hash (the first 10 "
+                "are the slot), uint64 sketch (one bit of each of 64 slots of the signature)",
+            ),
+        ]
+    ),
+    sorted_by=(),
+)
+RECORD_BYTES = 16
+_RECORD = np.dtype([("row", "<u4"), ("hash", "<u4"), ("sketch", "<u8")])
+_CHUNK_ROWS = 4096  # their signatures (2 MB) stay in the cache until they are banded
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Pairs of rows that share a band hash; a pair comes once for each band it shares."""
+class BandTable:
+    """Records of many rows, by slot."""
 
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
-    band: NDArray[np.int64]
+    records: NDArray[np.uint64]
+    """As BAND_ROWS says: [records, 2]."""
+    starts: NDArray[np.int64]
+    """Records of slot s are `starts[s] : starts[s + 1]`: [NUM_SLOTS + 1]."""
 
-
-def candidates(
-    hashes: NDArray[np.uint64],
-    owned_bands: NDArray[np.bool_],
-    bits: NDArray[np.uint64],
-    max_degree: int,
-    seed: int,
-) -> Iterator[Candidates]:
-    """The candidate pairs of one bucket, about 65,536 at a time.
-
-    Rows of a band hash are ordered by a hash of (seed, `bits` of the row's key, band hash), and each is
-    paired with the first `max_degree` before it: all pairs of a small neighbourhood, and only those with
-    its anchors of a dense one.
-    """
-    rows, bands = np.nonzero(owned_bands)
-    values = hashes[owned_bands]
-    order = np.lexsort((rows, mix64(bits[rows] ^ values, seed, "anchor"), values))
-    rows, bands, values = rows[order], bands[order], values[order]
-    places = np.arange(len(rows), dtype=np.int64)
-    starts = np.maximum.accumulate(np.where(np.append(True, values[1:] != values[:-1])[: len(rows)], places, 0))
-    counts = np.minimum(places - starts, max_degree)
-    for begin, end in _slices(counts):
-        nearer = np.repeat(places[begin:end], counts[begin:end])
-        anchors = spans(starts[begin:end], counts[begin:end])
-        yield Candidates(rows[anchors], rows[nearer], bands[nearer])
+    def slices(self) -> list[pa.Table]:
+        """BAND_ROWS of each slot."""
+        table = pa.Table.from_arrays([to_binary(self.records)], schema=BAND_ROWS.arrow)
+        edges = self.starts.tolist()
+        return [table.slice(start, stop - start) for start, stop in pairwise(edges)]
 
 
-def _slices(counts: NDArray[np.int64]) -> list[tuple[int, int]]:
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    edges = np.searchsorted(ends, np.arange(0, total, _CHUNK_PAIRS), side="right")
-    edges = np.unique(np.append(edges, len(counts)))
-    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+def band_table(captions: pa.Array, spec: SignatureSpec, first_row: int = 0) -> BandTable:
+    """The records of normalised captions, numbered from `first_row`; those without shingles have none."""
+    from dataengine.dedup.kernels.signatures import band_signatures
+
+    pieces = []
+    for start in range(0, len(captions), _CHUNK_ROWS):
+        matrix, num_shingles = signatures(captions.slice(start, _CHUNK_ROWS), spec)
+        hashes = np.empty((len(matrix), spec.num_bands), np.uint64)
+        sketches = np.empty(len(matrix), np.uint64)
+        band_signatures(matrix, spec.rows_per_band, hashes, sketches)
+        rows = np.flatnonzero(num_shingles)
+        pieces.append((hashes[rows], (rows + (start + first_row)).astype(np.uint32), sketches[rows]))
+    if not pieces:
+        pieces.append((np.empty((0, spec.num_bands), np.uint64), np.empty(0, np.uint32), np.empty(0, np.uint64)))
+    return dealt(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+
+
+def dealt(hashes: NDArray[np.uint64], rows: NDArray[np.uint32], sketches: NDArray[np.uint64]) -> BandTable:
+    """Rows with all their band hashes (uint64 [rows, num_bands]) as records by slot."""
+    from dataengine.dedup.kernels.signatures import deal_bands
+
+    starts = np.zeros(NUM_SLOTS + 1, np.int64)
+    records = np.empty((hashes.size, 2), np.uint64)
+    deal_bands(hashes, rows, sketches, SLOT_BITS, starts, records)
+    return BandTable(records, starts)
+
+
+def read_records(batch: pa.RecordBatch) -> NDArray[np.void]:
+    """The records of a slice of BAND_ROWS, as fields `row`, `hash` and `sketch`: [records]."""
+    values = batch.column(0)
+    content = values.buffers()[1]
+    return np.frombuffer(content, _RECORD, len(values), values.offset * RECORD_BYTES)

@@ -1,88 +1,133 @@
-"""Near-duplicate captions of one bucket: candidates that share a band hash, verified by exact Jaccard.
+"""Near-duplicate captions: candidate pairs whose texts are compared, as EDGE rows.
 
-Decides which bucket owns a pair, so that each is written once without comparing buckets: the lowest band
-that both rows share and that is not hot; when every shared band is hot, the lowest shared band. A hot band
-(more than `max_degree` rows) compares rows with its anchors only, so leaving pairs to it would lose them.
-Rows in, EDGE rows out; it knows neither parts nor stores.
+Texts and pairs of row numbers in, verified pairs out; it knows neither bands nor stores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from dataengine.dedup.bands import Candidates, candidates, owned
-from dataengine.dedup.edges import Pairs, edge_table
-from dataengine.dedup.shingles import has_shingles, jaccard, shingle_sets
-from dataengine.keys import key_bits
+from dataengine.dedup.caption_pairs import ends
+from dataengine.dedup.edges import edge_table
+from dataengine.dedup.numbering import Numbering
+from dataengine.dedup.routed import flat, from_binary
+from dataengine.dedup.shingles import Shingling, jaccard
+from dataengine.keys import hex_keys
+from dataengine.schemas import EDGE, TableSchema, column
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
-    from dataengine.config.dedup import CaptionDedupConfig
-
 KIND = "caption_minhash"
+COPY_KIND = "caption_exact"
+PAIR_TEXTS = TableSchema(
+    "pair_texts",
+    pa.schema(
+        [
+            column("row", pa.uint32(), "number of the row"),
+            column("key", pa.binary(16), "its key, as bytes"),
+            column("caption", pa.large_string(), "normalised"),
+        ]
+    ),
+    sorted_by=(),
+)
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """Captions of one part, and of the rows elsewhere that they are compared with."""
+
+    own: pa.Table
+    first_row: int
+    """Number of the first row of `own`."""
+    others: pa.Table
+    """PAIR_TEXTS, by row."""
+
+    @staticmethod
+    def joined(own: pa.Table, first_row: int, sent: Sequence[pa.Table]) -> PairTexts:
+        """With what the other parts sent, in any order."""
+        others = pa.concat_tables([PAIR_TEXTS.empty(), *sent])
+        order = np.argsort(others.column("row").to_numpy())
+        return PairTexts(own, first_row, others.take(pa.array(order)).combine_chunks())
+
+    def captions(self) -> pa.Array:
+        """All captions: own first."""
+        return pa.concat_arrays([flat(self.own.column("caption")), flat(self.others.column("caption"))])
+
+    def keys(self) -> NDArray[np.uint8]:
+        """All keys, in the order of `captions`: uint8 [rows, 16]."""
+        return np.concatenate([from_binary(table.column("key"), np.uint8) for table in (self.own, self.others)])
+
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each numbered row stands in `captions`."""
+        from dataengine.dedup.kernels.sorting import find_places
+
+        places = rows - self.first_row
+        away = np.flatnonzero((places < 0) | (places >= len(self.own)))
+        found = np.empty(len(away), np.int64)
+        find_places(self.others.column("row").to_numpy(), rows[away], found)
+        places[away] = len(self.own) + found
+        return places
 
 
 @dataclass(frozen=True)
 class CaptionEdges:
-    """What one bucket found."""
+    """Verified pairs."""
 
-    edges: pa.Table
-    """EDGE rows of kind caption_minhash."""
-    num_capped: int
-    """Rows in a hot band, each counted in one bucket only."""
+    pairs: NDArray[np.uint64]
+    """Lower row << 32 | higher row, ascending."""
+    similarity: NDArray[np.float64]
+    left_keys: NDArray[np.uint8]
+    right_keys: NDArray[np.uint8]
+
+    def table(self, rows: Numbering, datasets: Sequence[str | None]) -> pa.Table:
+        """EDGE rows; `datasets` names, for each part, the dataset that it lies in when it is not this run."""
+        parts = rows.part_of(ends(self.pairs)[1])
+        names = pa.array(datasets, pa.string()).take(pa.array(parts))
+        return edge_rows(self.left_keys, self.right_keys, self.similarity, names, KIND)
 
 
 def caption_edges(
-    keys: pa.Array,
-    captions: pa.Array,
-    hashes: NDArray[np.uint64],
-    bucket: int,
-    hot: NDArray[np.uint64],
-    config: CaptionDedupConfig,
-    seed: int,
+    texts: PairTexts, pairs: NDArray[np.uint64], shingling: Shingling, min_similarity: float, num_threads: int = 1
 ) -> CaptionEdges:
-    """The near-duplicate pairs that `bucket` owns, out of its rows in any order.
-
-    `keys` and `captions` (normalised) are string [rows] of distinct captions, `hashes` is uint64 [rows,
-    num_bands], and `hot` holds the `hot_bands` of every bucket. Captions without shingles are passed over.
-    """
-    rows = np.flatnonzero(has_shingles(captions, config.shingle_chars))
-    keys, captions, hashes = keys.take(rows), captions.take(rows), hashes[rows]
-    mine = owned(hashes, bucket, config.num_buckets)
-    is_hot = np.isin(hashes, hot)
-    found = []
-    for candidate in candidates(hashes, mine, key_bits(keys), config.max_degree, seed):
-        left, right = _owned_pairs(candidate, hashes, is_hot)
-        pairs = Pairs(left, right, _similarity(captions, left, right, config.shingle_chars))
-        found.append(pairs.where(pairs.similarity >= config.min_similarity))
-    near = Pairs.joined(found)
-    edges = edge_table(keys.take(near.left), keys.take(near.right), KIND, near.similarity)
-    return CaptionEdges(edges, int(np.count_nonzero(_first(is_hot) & mine)))
+    """Those of `pairs` (lower row << 32 | higher row, ascending) that are alike."""
+    lower, higher = ends(pairs)
+    left, right, captions = texts.places(lower), texts.places(higher), texts.captions()
+    similarity = jaccard(captions, left, right, shingling, min_similarity, num_threads)
+    alike = np.flatnonzero(similarity >= min_similarity)
+    keys = texts.keys()
+    return CaptionEdges(pairs[alike], similarity[alike], keys[left[alike]], keys[right[alike]])
 
 
-def _owned_pairs(
-    candidate: Candidates, hashes: NDArray[np.uint64], is_hot: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    shared = hashes[candidate.left] == hashes[candidate.right]
-    cool = shared & ~is_hot[candidate.left]
-    owner = np.where(cool.any(axis=1), cool.argmax(axis=1), shared.argmax(axis=1))
-    here = owner == candidate.band
-    return candidate.left[here], candidate.right[here]
+def against_copies(chosen: pa.Table, earlier: Iterable[tuple[str, pa.Table]]) -> pa.Table:
+    """EDGE rows of captions that stand word for word in other datasets (name, CAPTION_ROWS); `chosen` is by hash."""
+    hashes = sortable(from_binary(chosen.column("hash"), np.uint8))
+    keys = from_binary(chosen.column("key"), np.uint8)
+    found = [EDGE.empty()]
+    for name, table in earlier:
+        wanted = sortable(from_binary(table.column("hash"), np.uint8))
+        places = np.minimum(np.searchsorted(hashes, wanted), max(len(hashes) - 1, 0))
+        there = np.flatnonzero(hashes[places] == wanted) if len(hashes) else np.zeros(0, np.int64)
+        right = from_binary(table.column("key"), np.uint8)[there]
+        left, ones = keys[places[there]], np.ones(len(there))
+        found.append(edge_rows(left, right, ones, pa.repeat(name, len(there)), COPY_KIND))
+    return pa.concat_tables(found).sort_by([("left_key", "ascending"), ("right_key", "ascending")])
 
 
-def _similarity(
-    captions: pa.Array, left: NDArray[np.int64], right: NDArray[np.int64], shingle_chars: int
-) -> NDArray[np.float64]:
-    rows, places = np.unique(np.concatenate([left, right]), return_inverse=True)
-    sets = shingle_sets(captions.take(rows), shingle_chars)
-    return jaccard(sets, places[: len(left)], places[len(left) :])
+def sortable(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """Digests as values that order as their bytes do."""
+    # A trailing zero byte would be cut off by numpy's bytes type, which compares as if it were there.
+    return np.ascontiguousarray(digests).view("S16").reshape(-1)
 
 
-def _first(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`flags` with only the first true of each row left: bool [rows, columns]."""
-    return flags & (np.cumsum(flags, axis=1) == 1)
+def edge_rows(
+    left: NDArray[np.uint8], right: NDArray[np.uint8], similarity: NDArray[np.float64], against: pa.Array, kind: str
+) -> pa.Table:
+    """EDGE rows of keys as bytes: the smaller key left, unless the right one lies in another dataset."""
+    first, second = hex_keys(left), hex_keys(right)
+    return edge_table(first, second, kind, similarity, against=against)

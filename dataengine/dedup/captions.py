@@ -7,33 +7,79 @@ knows neither keys nor similarity.
 
 from __future__ import annotations
 
-import hashlib
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NORMALISATION = "nfkc-fold-space/1"
+"""Names what `normalise_captions` does; recorded with every signature, and raised when it changes."""
 _INVISIBLE = r"\p{Cf}+"  # joiners, soft hyphens, direction marks: no reader sees them
 _SEPARATORS = r"[\p{P}\p{Z}\p{Cc}]+"  # symbols (\p{S}) stay: a caption may be nothing but emoji
 
 
 def normalise_captions(captions: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Captions as they are compared: string [rows], null becoming empty.
+    """Captions as they are compared: large_string [rows], null becoming empty.
 
     NFKC, case folded, punctuation and white space turned into single spaces, none at the ends. Upper before
     lower case folds the letters that have two small forms, such as the two sigmas.
     """
-    flat = captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions
-    folded = pc.utf8_lower(pc.utf8_upper(pc.utf8_normalize(pc.fill_null(flat, ""), form="NFKC")))
+    from dataengine.dedup.kernels.text import ASCII_FOLDED, normalise_ascii
+
+    content, offsets = text_buffers(pc.fill_null(captions, ""))
+    folded, ends = np.empty(int(offsets[-1] - offsets[0]) + 1, np.uint8), np.empty(len(offsets), np.int64)
+    is_other = np.zeros(len(offsets) - 1, np.bool_)
+    normalise_ascii(content, offsets, ASCII_FOLDED, folded, ends, is_other)
+    plain = text_array(folded[: ends[-1]], ends)
+    if not is_other.any():
+        return plain
+    others = pa.array(is_other)
+    return pc.replace_with_mask(plain, others, _normalised(as_text(captions).filter(others)))
+
+
+def _normalised(captions: pa.Array) -> pa.Array:
+    folded = pc.utf8_lower(pc.utf8_upper(pc.utf8_normalize(captions, form="NFKC")))
     visible = pc.replace_substring_regex(folded, _INVISIBLE, "")
     return pc.utf8_trim(pc.replace_substring_regex(visible, _SEPARATORS, " "), " ")
 
 
-def caption_hashes(normalised: pa.Array) -> pa.Array:
-    """What exact copies share: 128-bit BLAKE2b of the normalised caption, 32 hex characters, or null.
+def caption_hashes(normalised: pa.Array) -> NDArray[np.uint8]:
+    """What exact copies share: the 128-bit BLAKE2b of each normalised caption, uint8 [rows, 16].
 
-    Null where empty: such a caption says nothing, so it is a copy of none.
+    BLAKE2b rather than a faster checksum: captions are hostile, and a forged collision would merge two of them.
     """
-    digests = [
-        hashlib.blake2b(text.encode(), digest_size=16).hexdigest() if text else None for text in normalised.to_pylist()
-    ]
-    return pa.array(digests, pa.string())
+    from dataengine.dedup.kernels.blake2b import blake2b_128
+
+    content, offsets = text_buffers(normalised)
+    digests = np.empty((len(offsets) - 1, 2), np.uint64)
+    blake2b_128(content, offsets, digests)
+    return digests.view(np.uint8)
+
+
+def as_text(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """`texts` as one large_string array, whose offsets do not end at 2 GiB."""
+    wide = texts.cast(pa.large_string())
+    if isinstance(wide, pa.ChunkedArray):
+        return pa.concat_arrays(wide.chunks) if wide.num_chunks else pa.array([], pa.large_string())
+    return wide
+
+
+def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The UTF-8 bytes of `texts` (no nulls), and where each begins and ends: uint8 [bytes], int64 [rows + 1]."""
+    wide = as_text(texts)
+    if not len(wide):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    _, ends, content = wide.buffers()
+    offsets = np.frombuffer(ends, np.int64)[wide.offset : wide.offset + len(wide) + 1]
+    return np.frombuffer(content or b"", np.uint8), offsets
+
+
+def text_array(content: NDArray[np.uint8], offsets: NDArray[np.int64]) -> pa.Array:
+    """The large_string array over these buffers; see `text_buffers`."""
+    return pa.Array.from_buffers(
+        pa.large_string(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(content)]
+    )

@@ -48,10 +48,16 @@ def edge_table(
     kind: str,
     similarity: NDArray[np.float64],
     phash_distance: pa.Array | None = None,
+    against: pa.Array | None = None,
 ) -> pa.Table:
-    """EDGE rows of pairs of keys, whichever way round they come; a key paired with itself is left out."""
+    """EDGE rows of pairs of keys, whichever way round they come; a key paired with itself is left out.
+
+    Where `against` names the dataset that `second` lies in, the two are of different places: they stay as they come.
+    """
     distance = pa.nulls(len(first), pa.int16()) if phash_distance is None else phash_distance
-    ordered = pc.less(first, second)
+    datasets = pa.nulls(len(first), pa.string()) if against is None else against
+    elsewhere = pc.is_valid(datasets)
+    ordered = pc.or_(pc.less(first, second), elsewhere)
     edges = EDGE.table(
         {
             "left_key": pc.if_else(ordered, first, second),
@@ -59,8 +65,8 @@ def edge_table(
             "kind": pa.repeat(kind, len(first)),
             "similarity": pa.array(similarity, pa.float32()),
             "phash_distance": distance,
-            "against": pa.nulls(len(first), pa.string()),
+            "against": datasets,
         }
     )
-    distinct = edges.filter(pc.not_equal(edges["left_key"], edges["right_key"]))
+    distinct = edges.filter(pc.or_(pc.not_equal(edges["left_key"], edges["right_key"]), elsewhere))
     return distinct.sort_by([("left_key", "ascending"), ("right_key", "ascending")])

@@ -11,18 +11,6 @@ from numpy.typing import NDArray
 from dataengine.dedup.neighbours import ImageRows
 from dataengine.schemas import TableSchema, column
 
-CAPTION_ROWS = TableSchema(
-    "caption_rows",
-    pa.schema(
-        [
-            column("key", pa.string(), "sample's key"),
-            column("content_hash", pa.string(), "of the normalised caption; null when it is empty", nullable=True),
-            column("caption", pa.string(), "normalised"),
-        ]
-    ),
-    sorted_by=(),
-)
-
 IMAGE_ROWS = TableSchema(
     "image_bytes_rows",
     pa.schema(
@@ -65,16 +53,6 @@ def placed_rows_schema(dim: int) -> TableSchema:
         column("rungs", pa.list_(pa.field("item", pa.int8(), nullable=False)), "of each look: 1 past the first border"),
     ]
     return TableSchema("placed_rows", pa.schema(fields), sorted_by=())
-
-
-def banded_rows_schema(num_bands: int) -> TableSchema:
-    """Captions with the uint64 hash of every band of their signature."""
-    fields = [
-        column("key", pa.string(), "sample's key"),
-        column("caption", pa.string(), "normalised"),
-        column("bands", pa.binary(8 * num_bands), "uint64 band hashes"),
-    ]
-    return TableSchema("banded_rows", pa.schema(fields), sorted_by=())
 
 
 def _image_fields(dim: int) -> list[pa.Field]:

@@ -1,8 +1,8 @@
-"""The dedup stage, exact copies: samples are routed by content hash and reduced to classes and their representatives.
+"""The dedup stage, exact copies of images: samples are routed by content hash and reduced to classes.
 
-    route.<source>  ──by content hash──►  classes ──► signatures ──by band──► hot, captions     (caption_steps.py)
-                                              └─────► vectors, centroids, cells     (image_steps.py)
-                                                      ──by cell──► images, recall   (image_search.py)
+    route.<source>  ──by content hash──►  classes ──► vectors, centroids, cells              (image_steps.py)
+                                                      ──by cell──► images, recall            (image_search.py)
+    texts.<source>  ──by caption hash──►  caption-classes ──► ...                            (caption_steps.py)
 
 Everything after `classes` works on representatives alone, so a million copies cost a million rows and no pairs.
 """
@@ -17,17 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
-from dataengine.dedup.captions import caption_hashes, normalise_captions
-from dataengine.dedup.classes import classes, representatives
-from dataengine.dedup.routed import CAPTION_ROWS, IMAGE_ROWS, KEYS, PIXEL_ROWS, flat
+from dataengine.dedup.classes import classes
+from dataengine.dedup.routed import IMAGE_ROWS, KEYS, PIXEL_ROWS, flat
 from dataengine.keys import key_ranges
-from dataengine.schemas import CANDIDATE, CLASS, SAMPLE, TableSchema
+from dataengine.schemas import CLASS, SAMPLE, TableSchema
 from dataengine.storage.rundir import Part, Plan
 
 
 @dataclass(frozen=True)
 class Route(Step):
-    """Sends the content hashes of a source's samples to their buckets, with what later steps need of them."""
+    """Sends the content hashes of a source's images to their buckets, with what later steps need of them."""
 
     stage: ClassVar[str] = "dedup"
     version: ClassVar[int] = 2
@@ -40,25 +39,21 @@ class Route(Step):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return Need(f"sources/{self.source}"), Need(f"download/{self.source}")
+        return (Need(f"download/{self.source}"),)
 
     def identity(self) -> Mapping[str, Any]:
         return {"num_buckets": self.num_buckets}
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        candidates = inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, ["key", "caption"])
         samples = inputs.table(f"download/{self.source}", "sample", SAMPLE, ["key", "status", "sha256", "pixel_hash"])
         there = pc.equal(samples.column("status"), "ok")
         keys = flat(samples.column("key").filter(there))
-        captions = normalise_captions(candidates.column("caption").filter(there))
         images = {"key": keys, "content_hash": flat(samples.column("sha256").filter(there))}
         pixels = {"key": keys, "content_hash": flat(samples.column("pixel_hash").filter(there))}
-        texts = {"key": keys, "content_hash": caption_hashes(captions), "caption": captions}
         outputs.rows_in, outputs.rows_out = len(samples), len(keys)
         for name, schema, columns in (
             ("images", IMAGE_ROWS, images),
             ("pixels", PIXEL_ROWS, pixels),
-            ("captions", CAPTION_ROWS, texts),
         ):
             outputs.buckets(name, schema, list(self._routed(schema.table(columns))))
 
@@ -72,7 +67,7 @@ class Route(Step):
 
 @dataclass(frozen=True)
 class Classes(Step):
-    """Finds exact copies of image bytes, of pixels and of captions, and who represents each class."""
+    """Finds exact copies of image bytes and of pixels, and who represents each class."""
 
     stage: ClassVar[str] = "dedup"
     version: ClassVar[int] = 2
@@ -97,16 +92,11 @@ class Classes(Step):
         bucket = part.spec["bucket"]
         images = self._gather(inputs, "images", IMAGE_ROWS, bucket)
         pixels = self._gather(inputs, "pixels", PIXEL_ROWS, bucket)
-        captions = self._gather(inputs, "captions", CAPTION_ROWS, bucket)
-        found = pa.concat_tables(
-            _classes(rows, kind)
-            for rows, kind in ((captions, "caption_exact"), (images, "image_bytes"), (pixels, "pixels"))
-        )
+        found = pa.concat_tables(_classes(rows, kind) for rows, kind in ((images, "image_bytes"), (pixels, "pixels")))
         outputs.rows_in = len(images)
         outputs.count(dict(zip(*_counted(found), strict=True)))
         outputs.table("class", CLASS, found)
         outputs.table("copies", KEYS, _copies(found))
-        outputs.table("captions", CAPTION_ROWS, _speakers(captions))
 
     def _gather(self, inputs: Inputs, name: str, schema: TableSchema, bucket: int) -> pa.Table:
         routed = [inputs.bucket(f"dedup/route.{source}", name, schema, bucket) for source in self.sources]
@@ -121,17 +111,12 @@ def bucket_plan(num_buckets: int) -> Plan:
 
 def _copies(found: pa.Table) -> pa.Table:
     """The images for which another one speaks. Equal bytes have equal pixels, so the two kinds do not contradict."""
-    images = found.filter(pc.not_equal(found["kind"], "caption_exact"))
-    silent = images.filter(pc.not_equal(images["key"], images["class_key"]))
+    silent = found.filter(pc.not_equal(found["key"], found["class_key"]))
     return silent.group_by("key").aggregate([]).sort_by("key")
 
 
 def _classes(rows: pa.Table, kind: str) -> pa.Table:
     return classes(flat(rows.column("key")), flat(rows.column("content_hash")), kind)
-
-
-def _speakers(rows: pa.Table) -> pa.Table:
-    return rows.filter(representatives(flat(rows.column("key")), flat(rows.column("content_hash")))).combine_chunks()
 
 
 def _counted(found: pa.Table) -> tuple[list[str], list[int]]:

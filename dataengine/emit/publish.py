@@ -29,6 +29,7 @@ from dataengine.storage.tables import parquet_bytes, read_table
 
 FORMAT = "dataengine-dataset/1"
 LEDGER_ROWS = 1_000_000  # per ledger part: about 100 MB, one sorted run
+_CAPTION_STEPS = ("emit/captions", "dedup/captions", "dedup/pairs")
 _VERDICT = ("verdict", "stage", "reason", "rule_value", "survivor_key", "similarity", "split", "repeat")
 
 
@@ -37,7 +38,7 @@ class Publish(Step):
     """Checks that the ledger closes, writes what describes the dataset, and publishes it."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     dataset: str
     sources: tuple[str, ...]
     scans: tuple[str, ...]
@@ -46,6 +47,8 @@ class Publish(Step):
     scores: tuple[tuple[str, TableSchema], ...]
     score_columns: tuple[str, ...]
     recall_step: str | None
+    caption_spec: Mapping[str, Any] | None
+    """How captions were signed; None when they were not compared."""
     published: Mapping[str, Any]
 
     @property
@@ -59,6 +62,7 @@ class Publish(Step):
         names += [f"sources/{source}" for source in self.sources]
         names += [f"score/{scorer}.{source}" for source in self.sources for scorer, _ in self.scores]
         names += [self.recall_step] if self.recall_step else []
+        names += list(_CAPTION_STEPS) if self.caption_spec is not None else []
         return tuple(Need(name, whole=True) for name in names)
 
     def identity(self) -> Mapping[str, Any]:
@@ -116,6 +120,7 @@ class Publish(Step):
         ledger = LEDGER.check(pa.concat_tables(_ledger_parts(rows)))
         check_ledger(ledger, self._input_rows(inputs))
         writer.adopt(inputs.commits("emit/shards"))
+        writer.adopt(inputs.commits("emit/captions") if self.caption_spec is not None else [])
         if not len(shards):
             writer.put("samples/part-000000.parquet", parquet_bytes(manifest_schema(self.score_columns).empty()))
         writer.put("shards.parquet", parquet_bytes(SHARDS.check(shards)))
@@ -164,7 +169,8 @@ class Publish(Step):
             "sources": {source: self._source_counts(source, ledger, mixture, input_rows) for source in self.sources},
             "mixture": mixture,
             "provenance": self._provenance(inputs),
-            "dedup": self._recall(inputs),
+            "dedup": self._recall(inputs) | self._caption_counts(inputs),
+            "captions": self._caption_tables(inputs, version_path(self.dataset, planned.facts["version"])),
             "counts": {
                 "num_samples": sum(commit.rows_out for commit in shards),
                 "num_draws": sum(of_source["realised"] for of_source in mixture["sources"].values()),
@@ -203,6 +209,30 @@ class Publish(Step):
         if self.recall_step is None:
             return {}
         return {"image_recall": inputs.commits(self.recall_step)[0].facts["recall"]}
+
+    def _caption_counts(self, inputs: Inputs) -> dict[str, Any]:
+        """What caption dedup compared, and what bounding dense neighbourhoods cost it."""
+        if self.caption_spec is None:
+            return {}
+        counted: Counter[str] = Counter()
+        for step in ("dedup/pairs", "dedup/captions"):
+            for commit in inputs.commits(step):
+                counted.update(commit.counts)
+        audited = counted["audited_pairs"]
+        leak = round(counted["leaked_pairs"] / audited, 6) if audited else None
+        num_captions = sum(commit.rows_in for commit in inputs.commits("dedup/captions"))
+        return {"captions": {"num_captions": num_captions, **dict(sorted(counted.items())), "dense_leak": leak}}
+
+    def _caption_tables(self, inputs: Inputs, folder: str) -> dict[str, Any] | None:
+        """Where the tables lie that a later run matches its captions with."""
+        if self.caption_spec is None:
+            return None
+        parts = []
+        for commit in inputs.commits("emit/captions"):
+            paths = {name: item.path.removeprefix(f"{folder}/") for name, item in sorted(commit.objects.items())}
+            captions = paths.pop("captions")
+            parts.append({"captions": captions, "bands": list(paths.values()), "num_rows": commit.rows_out})
+        return {"spec": dict(self.caption_spec), "parts": parts}
 
 
 class _Version:

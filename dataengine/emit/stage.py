@@ -48,7 +48,7 @@ class PlanShards(Step):
     """Cuts the kept rows into shards and claims the dataset version that will hold them."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     dataset: str
     sources: tuple[str, ...]
     scorers: tuple[str, ...]
@@ -81,7 +81,8 @@ class PlanShards(Step):
         plan_hash = hashlib.sha256(canonical_json(described) + parquet_bytes(rows)).hexdigest()
         outputs.rows_in = outputs.rows_out = len(rows)
         outputs.facts |= {
-            "version": claim_version(inputs.root, self.dataset, plan_hash),
+            "version": (version := claim_version(inputs.root, self.dataset, plan_hash)),
+            "folder": version_path(self.dataset, version),
             "plan": plan_hash,
             "shards": [asdict(shard) for shard in shards],
         }

@@ -1,4 +1,4 @@
-"""The selection: one verdict per candidate, in the order download, score, rules, survivors, balance.
+"""The selection: one verdict per candidate, in the order download, score, rules, against, survivors, balance.
 
 Decides what a row is dropped for: the first thing that stands against it. All columns of all candidates in,
 one SELECTION row per candidate and the mixture out; it reads no store, and no image.
@@ -35,6 +35,7 @@ _VERDICT = {
 }
 
 
+_MET = pl.Schema({"key": pl.String, "rule_value": pl.String, "similarity": pl.Float32})
 _ROWS_AT_ONCE = 1_000_000
 
 
@@ -58,6 +59,8 @@ def select(rows: pl.DataFrame, classes: pa.Table, edges: pa.Table, config: Selec
     rules = compile_rules(config.rules, rows.schema)
     judged = apply_rules(candidates.filter(_usable()), rules)
     passed = judged.filter(pl.col("failed_rule").is_null())
+    met = contamination(passed, _frame(classes), _frame(edges)) if config.against == "drop" else _nothing_met()
+    contaminated, passed = passed.join(met, on="key", how="inner"), passed.join(met, on="key", how="anti")
     found = choose_survivors(passed, _frame(classes), _frame(edges), config.survivors)
     verdicts = pl.concat([passed.select("row", "key", "source", "caption"), found], how="horizontal")
     survivors = verdicts.filter(pl.col("survivor_key").is_null())
@@ -68,6 +71,7 @@ def select(rows: pl.DataFrame, classes: pa.Table, edges: pa.Table, config: Selec
         candidates,
         _failed(candidates),
         _broke_rule(judged),
+        contaminated.select("row", "rule_value", "similarity", stage=pl.lit("select"), reason=pl.lit("contaminated")),
         verdicts.filter(pl.col("survivor_key").is_not_null()).with_columns(stage=pl.lit("select")),
         _drawn(trained, mixture, config.balance, seed),
         survivors.filter(held_out).with_columns(repeat=pl.lit(1, pl.Int32)),
@@ -100,6 +104,31 @@ def _failed(candidates: pl.DataFrame) -> pl.DataFrame:
 def _broke_rule(judged: pl.DataFrame) -> pl.DataFrame:
     broke = judged.filter(pl.col("failed_rule").is_not_null())
     return broke.select("row", "rule_value", stage=pl.lit("select"), reason="failed_rule")
+
+
+def contamination(rows: pl.DataFrame, classes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+    """key, rule_value and similarity of the rows that stand in an earlier dataset, too, as copies or nearly.
+
+    `rule_value` is the dataset and the key of the most similar row there. What an edge says of a class representative
+    holds for every row of its class, whichever of them passed the rules.
+    """
+    order = ["similarity", "against", "right_key"]
+    ends = edges.filter(pl.col("against").is_not_null()).sort(order, descending=[True, False, False])
+    nearest = ends.unique("left_key", keep="first", maintain_order=True).select(
+        class_key="left_key",
+        rule_value=pl.format("{} {}", "against", "right_key"),
+        similarity="similarity",
+    )
+    if nearest.is_empty():
+        return _nothing_met()
+    copies = classes.filter(pl.col("kind") == "caption_exact").select("key", "class_key")
+    named = rows.select("key").join(copies, on="key", how="left")
+    of_class = named.with_columns(pl.coalesce("class_key", "key").alias("class_key"))
+    return of_class.join(nearest, on="class_key").select(_MET.names())
+
+
+def _nothing_met() -> pl.DataFrame:
+    return pl.DataFrame(schema=_MET)
 
 
 def _mixture(candidates: pl.DataFrame, survivors: pl.DataFrame, config: BalanceConfig) -> Mixture:

@@ -89,7 +89,8 @@ class Select(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         tables = dict(self._parts(inputs))
         rows = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables.values())))
-        classes = pa.concat_tables([CLASS.empty(), *inputs.tables("dedup/classes", "class", CLASS)])
+        steps = ("dedup/classes", "dedup/caption-classes")
+        classes = pa.concat_tables([table for step in steps for table in inputs.tables(step, "class", CLASS)])
         edges = [table for step in self.edge_steps for table in inputs.tables(step, "edge", EDGE)]
         chosen = select(rows, classes, pa.concat_tables([EDGE.empty(), *edges]), self.config, self.seed)
         selection = pl.DataFrame(pl.from_arrow(chosen.table))

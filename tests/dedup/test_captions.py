@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+from itertools import pairwise
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.dedup.captions import caption_hashes, normalise_captions
+from dataengine.dedup.captions import _normalised, caption_hashes, normalise_captions, text_buffers
 
 
 @pytest.mark.parametrize(
@@ -29,18 +32,39 @@ def test_emoji_and_symbols_stay_and_differ() -> None:
     assert normalise_captions(pa.array(["🔥🔥", "🔥", "€5", "$5"])).to_pylist() == ["🔥🔥", "🔥", "€5", "$5"]
 
 
-def test_a_caption_that_says_nothing_has_no_hash() -> None:
-    captions = normalise_captions(pa.chunked_array([["", None], [" ... "]]))
-    assert captions.to_pylist() == ["", "", ""]
-    assert caption_hashes(captions).null_count == 3
+def test_a_caption_that_says_nothing_is_empty() -> None:
+    assert normalise_captions(pa.chunked_array([["", None], [" ... "]])).to_pylist() == ["", "", ""]
+    assert normalise_captions(pa.chunked_array([], pa.string())).to_pylist() == []
 
 
-@given(st.lists(st.text(max_size=12)))
-def test_equal_hash_means_equal_normalised_caption(texts: list[str]) -> None:
-    normalised = normalise_captions(pa.array(texts, pa.string()))
-    hashes = caption_hashes(normalised).to_pylist()
-    assert [text != text.strip() or "  " in text for text in normalised.to_pylist()] == [False] * len(texts)
-    for text, digest in zip(normalised.to_pylist(), hashes, strict=True):
-        assert (digest is None) == (text == "")
-    named = {digest for digest in hashes if digest}
-    assert len(named) == len(set(normalised.to_pylist()) - {""})
+@given(st.lists(st.text(alphabet=st.characters(max_codepoint=127), max_size=20)))
+def test_ascii_is_normalised_as_everything_else(texts: list[str]) -> None:
+    wanted = _normalised(pa.array(texts, pa.large_string())).to_pylist()
+    assert normalise_captions(pa.array(texts, pa.string())).to_pylist() == wanted
+
+
+@given(st.lists(st.text(max_size=12)), st.integers(0, 3))
+def test_normal_forms_stay_as_they_are(texts: list[str], skipped: int) -> None:
+    normalised = normalise_captions(pa.array(texts, pa.string()).slice(skipped))
+    assert len(normalised) == max(len(texts) - skipped, 0)
+    assert [text != text.strip(" ") or "  " in text for text in normalised.to_pylist()] == [False] * len(normalised)
+    for text, normal in zip(texts[skipped:], normalised.to_pylist(), strict=True):
+        assert normalise_captions(pa.array([text], pa.string())).to_pylist() == [normal], "alone as among others"
+
+
+@given(st.lists(st.text(max_size=300)), st.integers(0, 3))
+def test_hashes_are_blake2b(texts: list[str], skipped: int) -> None:
+    captions = pa.array(texts, pa.string()).slice(skipped)
+    wanted = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts[skipped:]]
+    assert [row.tobytes() for row in caption_hashes(captions)] == wanted
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 255, 256, 257, 1000])
+def test_hashes_of_whole_blocks(size: int) -> None:
+    text = "x" * size
+    assert caption_hashes(pa.array([text]))[0].tobytes() == hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def test_buffers_of_a_slice() -> None:
+    content, offsets = text_buffers(pa.array(["ab", "cd", "é"]).slice(1))
+    assert [content[a:b].tobytes().decode() for a, b in pairwise(offsets)] == ["cd", "é"]

@@ -37,6 +37,7 @@ def changed(*overrides: str) -> set[str]:
         "sources.photos.paths=[/other/place.parquet]",
         "sample_web=null",
         "storage_options={region: x}",
+        "dedup.memory_bytes=100000000",
     ],
 )
 def test_execution_settings_change_no_recipe(override: str) -> None:
@@ -53,7 +54,9 @@ def test_execution_settings_change_no_recipe(override: str) -> None:
         ("score.scorers.tiny.precision=bfloat16", "score"),
         ("dedup.num_class_buckets=3", "dedup"),
         ("dedup.captions.min_similarity=0.7", "dedup"),
+        ("dedup.captions.max_degree=9", "dedup"),
         ("dedup.images.border=0.7", "dedup"),
+        ("select.against=keep", "select"),
         ("select.rules.sharp=sharpness >= 4", "select"),
         ("select.balance.target=100", "select"),
         ("emit.shard_multiple=4", "emit"),
@@ -66,8 +69,17 @@ def test_identity_changes_its_stage_and_those_above(override: str, first: str) -
 
 def test_one_sources_key_touches_that_source_and_what_spans_sources() -> None:
     touched = changed("sources.shop.passthrough=[SKU]")
-    per_source = {name for name in touched if name.startswith(("sources/", "download/", "score/", "dedup/route"))}
-    assert per_source == {"sources/shop.scan", "sources/shop", "download/shop", "score/tiny.shop", "dedup/route.shop"}
+    per_source = {
+        name for name in touched if name.startswith(("sources/", "download/", "score/", "dedup/route", "dedup/texts"))
+    }
+    assert per_source == {
+        "sources/shop.scan",
+        "sources/shop",
+        "download/shop",
+        "score/tiny.shop",
+        "dedup/route.shop",
+        "dedup/texts.shop",
+    }
 
 
 def test_another_scorer_leaves_the_first_one_alone() -> None:
