@@ -11,7 +11,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dataengine.schemas import TableSchema
 from dataengine.storage.hashing import HashingWriter
+from dataengine.storage.ranges import range_pieces, read_range
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory, combined_digest
 from dataengine.storage.slices import SlicedObject, write_slices
 from dataengine.storage.store import Root
@@ -217,6 +218,11 @@ class Inputs:
         found = [read_bucket(self.root, item.objects[name].path, schema, bucket) for item in self.commits(step)]
         return pa.concat_tables(found) if found else schema.empty()
 
+    def ranges(self, step: str, name: str, schema: TableSchema, number: int) -> Iterator[pa.Table]:
+        """Range `number` of the object `name` of every part of `step`, in part order, one at a time."""
+        for commit in self.commits(step):
+            yield read_range(self.root, commit.objects[name].path, schema, number)
+
     def sliced(self, step: str, prefix: str) -> list[SlicedObject]:
         """The sliced objects of `step` whose names begin with `prefix`, in part order."""
         found = [
@@ -264,6 +270,13 @@ class Outputs:
         """Write rows routed to buckets 0, 1, ..., to be read with `Inputs.bucket`."""
         checked = [bucket.cast(schema.arrow) for bucket in buckets]
         self._put(name, f"{name}.parquet", bucketed_parquet_bytes(checked), sum(map(len, checked)))
+
+    def ranges(self, name: str, schema: TableSchema, tables: Sequence[pa.Table]) -> None:
+        """Write wide rows as ranges 0, 1, ... of raw buffers, to be read with `Inputs.ranges`."""
+        with self.stream(name, f"{name}.ranges") as writer:
+            for piece in range_pieces(schema, tables):
+                writer.write(piece)
+        self.objects[name] = replace(self.objects[name], num_rows=sum(map(len, tables)))
 
     def slices(
         self,

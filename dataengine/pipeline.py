@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dataengine.config.dedup import ImageDedupConfig
 from dataengine.config.run import RunConfig
 from dataengine.contract import Step
 from dataengine.dedup.caption_steps import (
@@ -19,7 +20,8 @@ from dataengine.dedup.caption_steps import (
     RouteCaptions,
     Signatures,
 )
-from dataengine.dedup.image_steps import Cells, Centroids, ImageEdges, MeasureRecall
+from dataengine.dedup.image_search import ImageEdges, MeasureRecall
+from dataengine.dedup.image_steps import Centroids, PlaceVectors, SampleVectors, VectorSource
 from dataengine.dedup.publish_steps import KeptCaptions, PublishCaptions
 from dataengine.dedup.signing import comparison_of, signature_spec
 from dataengine.dedup.stage import Classes, Route
@@ -128,13 +130,22 @@ def _score_tables(config: RunConfig) -> dict[str, TableSchema]:
 
 def _dedup_steps(config: RunConfig) -> list[Step]:
     sources, dedup = tuple(sorted(config.sources)), config.dedup
-    scorer = (dedup.images and dedup.images.scorer) or config.first_scorer
-    steps: list[Step] = [Route(name, scorer, config.first_scorer, dedup.num_class_buckets) for name in sources]
+    steps: list[Step] = [Route(name, dedup.num_class_buckets) for name in sources]
     steps.append(Classes(sources, dedup.num_class_buckets))
     steps += _caption_steps(config)
     if dedup.images is not None:
-        images = dedup.images
-        steps += [Centroids(images, config.seed), Cells(images), ImageEdges(images), MeasureRecall(images, config.seed)]
+        steps += _image_steps(config, dedup.images)
+    return steps
+
+
+def _image_steps(config: RunConfig, images: ImageDedupConfig) -> list[Step]:
+    names = tuple(sorted(config.sources))
+    vectors = [VectorSource(name, images.scorer or config.first_scorer, config.first_scorer) for name in names]
+    steps: list[Step] = [SampleVectors(source, images, config.seed) for source in vectors]
+    steps.append(Centroids(names, images, config.seed))
+    for rung in (0, 1):
+        steps += [PlaceVectors(source, images, rung) for source in vectors]
+        steps += [ImageEdges(names, images, config.seed, rung), MeasureRecall(names, images, rung)]
     return steps
 
 
@@ -155,8 +166,9 @@ def _caption_steps(config: RunConfig) -> list[Step]:
 
 
 def _edge_steps(config: RunConfig) -> tuple[str, ...]:
-    kinds = {"dedup/captions": config.dedup.captions, "dedup/images": config.dedup.images}
-    return ("dedup/caption-classes", *(name for name, asked in kinds.items() if asked is not None))
+    captions = () if config.dedup.captions is None else ("dedup/captions",)
+    images = () if config.dedup.images is None else ("dedup/images", "dedup/images-wide")
+    return ("dedup/caption-classes", *captions, *images)
 
 
 def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select:

@@ -56,7 +56,12 @@ def print_stats(address: str, options: list[str]) -> None:
             f"Image duplicates: {recall['num_found']:,} of {recall['num_pairs']:,} true pairs found on a sample of "
             f"{recall['num_rows']:,} rows; recall {recall['value']:.4f} "
             f"(95 %: {recall['low']:.4f} to {recall['high']:.4f}), "
-            f"target {recall['target']}{'' if recall['reached'] else ' NOT reached; raise dedup.images.num_probes'}",
+            f"target {recall['target']}{'' if recall['reached'] else ' NOT reached'}",
+            highlight=False,
+        )
+        console.print(
+            f"{recall['num_edges']:,} pairs of near-duplicate images; the second witness refused "
+            f"{recall['num_refused']:,} more; {recall['num_bounded_rows']:,} rows lie in groups too dense to keep all.",
             highlight=False,
         )
 

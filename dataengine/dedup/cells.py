@@ -1,48 +1,112 @@
-"""Cells: the k-means partition of embedding space that keeps the search for neighbours local.
+"""Cells: the k-means partition of embedding space that keeps the search for neighbours local, and who looks where.
 
-Decides where the cells lie (spherical k-means on a sample) and which cells each row is looked up in.
-Embeddings in, centroids and cell numbers out. It knows no keys, and makes no promise about recall:
-`dataengine.dedup.recall` measures.
+Every row has a home, the cell of its nearest centroid, and looks into each further cell whose border is near. Let two
+unit vectors have a cosine of `min_similarity`, so that they lie δ = sqrt(2 - 2·min_similarity) apart, and let their
+homes be a and b. Both homes are nearest, so the pair straddles the plane halfway between the centroids a and b, and one
+of the two is δ/2 or less from that plane. When every row looks into each cell whose plane is within `border`·δ/2, then
+border = 1 finds every pair, by this proof; a smaller one is cheaper, and misses pairs that cross a border almost
+head-on, of which there are few where dimensions are many. `dataengine.dedup.recall` measures how many.
+
+Embeddings in; centroids, homes and looks out. It knows no keys.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataengine.dedup.arrays import widened
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from numpy.typing import NDArray
 
-_ITERATIONS = 10  # the objective moves by less than 1 % afterwards
-_BLOCK_FLOATS = 1 << 24  # 64 MiB of similarities at a time
+NO_CELL = -1
+MIN_CELL_ROWS = 16
+_ITERATIONS = 3  # more make the search no cheaper: cells need to be small, not good clusters
+_BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time stay near the cache
+_CACHED_ROWS = 512  # 1 MiB at 512 dimensions
+_HALF_INFINITY = 0x7C00
+_ROUNDING = 1e-6  # of a float32 product of unit vectors, and so of a distance to a plane
 
 
-def num_cells(num_rows: int, rows_per_cell: int) -> int:
-    """How many cells hold `num_rows` at about `rows_per_cell` each; never none."""
-    return max(1, -(-num_rows // rows_per_cell))
+@dataclass(frozen=True)
+class Placement:
+    """Where rows live and where they look."""
+
+    home: NDArray[np.int32]
+    """[rows]; NO_CELL for a row that can have no neighbour, being zero or not finite."""
+    look_row: NDArray[np.int64]
+    """[looks] ascending."""
+    look_cell: NDArray[np.int32]
+    """[looks] ascending within a row, never its home."""
+
+
+def num_cells(num_rows: int, rows_per_cell: int | None) -> int:
+    """How many cells to make of `num_rows`; never none.
+
+    By default twice the square root: placing a row costs as many products as there are cells, searching for it about as
+    many as twice a cell has rows, and there both are alike.
+    """
+    size = rows_per_cell or max(MIN_CELL_ROWS, round(math.sqrt(num_rows) / 2))
+    return max(1, -(-num_rows // size))
+
+
+def search_radius(min_similarity: float) -> float:
+    """Distance of two unit vectors whose cosine is `min_similarity`."""
+    return math.sqrt(max(2 - 2 * min_similarity, 0))
 
 
 def unit_vectors(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
     """Rows scaled to length 1: float32 [rows, dim]; rows that are zero or not finite become zero."""
-    rows = embeddings.astype(np.float32)
-    rows[~np.isfinite(rows).all(axis=1)] = 0.0
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    rows = np.empty(embeddings.shape, np.float32)
+    for begin in range(0, len(rows), _CACHED_ROWS):
+        block = _float32(embeddings[begin : begin + _CACHED_ROWS])
+        squares = np.einsum("rd,rd->r", block, block)
+        block *= np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)[:, None]
+        rows[begin : begin + _CACHED_ROWS] = block
+    return rows
 
 
-def train_cells(sample: NDArray[np.floating], num_cells: int, seed: int) -> NDArray[np.float32]:
-    """Unit centroids: float32 [cells, dim], at least one, at most `num_cells` or the usable rows.
+def _float32(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+    wide = widened(embeddings) if embeddings.dtype == np.float16 else embeddings.astype(np.float32)
+    wide[~usable(embeddings)] = 0.0
+    return wide
 
-    The same sample in the same order gives the same bits: one thread, seeded. Zero rows teach nothing.
+
+def usable(embeddings: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which rows have a direction, being finite and not zero: bool [rows]."""
+    if embeddings.dtype == np.float16:
+        largest = (embeddings.view(np.uint16) & 0x7FFF).max(axis=1, initial=0)
+        return (largest > 0) & (largest < _HALF_INFINITY)
+    return np.isfinite(embeddings).all(axis=1) & embeddings.any(axis=1)
+
+
+def train_cells(sample: NDArray[np.floating], num_cells: int, radius: float, seed: int) -> NDArray[np.float32]:
+    """Unit centroids, `radius` or more apart: float32 [cells, dim], at least one, at most `num_cells`.
+
+    Spherical k-means, on a GPU where FAISS has one. On a CPU the same sample in the same order gives the same bits: one
+    thread, seeded. Zero rows teach nothing. Of centroids nearer than `radius` the one with most rows stays: where
+    near-duplicates are many, k-means puts several among them, and borders through the midst of a group.
     """
-    import faiss
-
     units = unit_vectors(sample)
     units = units[units.any(axis=1)]
     cells = min(num_cells, len(units))
     if cells <= 1:
         return unit_vectors(units.sum(axis=0, keepdims=True))
+    centroids = unit_vectors(_cluster(units, cells, seed))
+    sizes = np.bincount(place(units, centroids, 0.0).home, minlength=cells)
+    return _apart(centroids, sizes, radius)
+
+
+def _cluster(units: NDArray[np.float32], cells: int, seed: int) -> NDArray[np.float32]:
+    import faiss
+
     clustering = faiss.Clustering(units.shape[1], cells)
     clustering.seed = seed % 2**31
     clustering.niter = _ITERATIONS
@@ -52,21 +116,90 @@ def train_cells(sample: NDArray[np.floating], num_cells: int, seed: int) -> NDAr
     num_threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        clustering.train(units, faiss.IndexFlatIP(units.shape[1]))
+        clustering.train(units, _index(units.shape[1]))
     finally:
         faiss.omp_set_num_threads(num_threads)
-    return faiss.vector_to_array(clustering.centroids).reshape(cells, -1)
+    found: NDArray[np.float32] = faiss.vector_to_array(clustering.centroids).reshape(cells, -1)
+    return found
 
 
-def probe_cells(embeddings: NDArray[np.floating], centroids: NDArray[np.float32], num_probes: int) -> NDArray[np.int32]:
-    """The cells each row is looked up in, nearest first, ties by number: int32 [rows, probes ≤ cells]."""
-    units = unit_vectors(embeddings)
-    probes = np.empty((len(units), min(num_probes, len(centroids))), np.int32)
+def _index(dim: int) -> Any:
+    import faiss
+
+    index = faiss.IndexFlatIP(dim)
+    on_gpu = hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() > 0
+    return faiss.index_cpu_to_all_gpus(index) if on_gpu else index
+
+
+def _apart(centroids: NDArray[np.float32], sizes: NDArray[np.int64], radius: float) -> NDArray[np.float32]:
+    near = centroids @ centroids.T > 1 - radius**2 / 2
+    stays, gone = np.zeros(len(centroids), bool), np.zeros(len(centroids), bool)
+    for cell in np.argsort(-sizes, kind="stable"):
+        if not gone[cell]:
+            stays[cell] = True
+            gone |= near[cell]
+    return centroids[stays]
+
+
+def main_axes(centroids: NDArray[np.float32], num_axes: int) -> NDArray[np.float32]:
+    """The orthonormal directions that hold most of the centroids: float32 [dim, num_axes]."""
+    _, axes = np.linalg.eigh(centroids.T.astype(np.float64) @ centroids)
+    return np.ascontiguousarray(axes[:, -num_axes:], np.float32)
+
+
+def place(units: NDArray[np.float32], centroids: NDArray[np.float32], reach: float) -> Placement:
+    """The home of each row, and the cells whose border lies within `reach`; ties go to the lower cell.
+
+    `units` and `centroids` are unit vectors, float32 [rows, dim] and [cells, dim]; zero rows get NO_CELL.
+    """
+    home = np.full(len(units), NO_CELL, np.int32)
+    middle = centroids.mean(axis=0)
+    to_middle = np.linalg.norm(centroids - middle, axis=1)
+    widest = to_middle + to_middle.max()  # no centroid lies farther from this one
+    rows, cells = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     block = max(1, _BLOCK_FLOATS // len(centroids))
     for begin in range(0, len(units), block):
         similarity = units[begin : begin + block] @ centroids.T
-        for probe in range(probes.shape[1]):
-            nearest = similarity.argmax(axis=1)
-            probes[begin : begin + block, probe] = nearest
-            similarity[np.arange(len(nearest)), nearest] = -np.inf
-    return probes
+        nearest = similarity.argmax(axis=1)
+        highest = similarity[np.arange(len(nearest)), nearest]
+        home[begin : begin + block] = nearest
+        if reach <= 0:
+            continue
+        floor = highest - (reach + _ROUNDING) * widest[nearest]
+        row, cell = np.divmod(np.flatnonzero(similarity >= floor[:, None]), len(centroids))
+        lag = highest[row] - similarity[row, cell]
+        within = (cell != nearest[row]) & (lag <= reach * _gaps(centroids, nearest[row], cell) + _ROUNDING)
+        rows.append(row[within] + begin)
+        cells.append(cell[within].astype(np.int32))
+    home[~units.any(axis=1)] = NO_CELL
+    look_row, look_cell = np.concatenate(rows), np.concatenate(cells)
+    there = home[look_row] != NO_CELL
+    return Placement(home, look_row[there], look_cell[there])
+
+
+def _gaps(centroids: NDArray[np.float32], first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Distance between two centroids, pair by pair: float32 [pairs]."""
+    pairs, which = np.unique(first * len(centroids) + second, return_inverse=True)
+    here, there = np.divmod(pairs, len(centroids))
+    cosine = np.empty(len(pairs), np.float32)
+    step = max(1, _BLOCK_FLOATS // centroids.shape[1])
+    for begin in range(0, len(pairs), step):
+        run = slice(begin, begin + step)
+        cosine[run] = np.einsum("pd,pd->p", centroids[here[run]], centroids[there[run]])
+    return np.sqrt(np.maximum(2 - 2 * cosine, 0))[which]
+
+
+def bucket_starts(sizes: NDArray[np.floating], bucket_rows: int) -> list[int]:
+    """The first cell of each bucket: runs of cells that hold about `bucket_rows` rows, a larger cell by itself."""
+    starts, filled = [0], 0.0
+    for cell, size in enumerate(sizes):
+        if filled and filled + size > bucket_rows:
+            starts.append(cell)
+            filled = 0.0
+        filled += size
+    return starts
+
+
+def bucket_cells(starts: Sequence[int], num_cells: int) -> list[range]:
+    """The cells of each bucket."""
+    return [range(first, last) for first, last in zip(starts, [*starts[1:], num_cells], strict=True)]

@@ -1,22 +1,26 @@
 """Near-duplicate images: the pairs whose embeddings have a cosine of `min_similarity` or more.
 
-The search is exact: float32 products only propose pairs, with room for their rounding, and float64 decides,
-so that a pair gets the same similarity in whatever block, order or cell it is met. A pair that shares
-several cells belongs to the lowest. Rows of one cell in, EDGE rows out; it knows neither parts nor stores.
+The search is exact: float32 products only propose pairs, with room for their rounding, and sums in float64 decide, so
+that a pair gets the same similarity in whatever block, order or cell it is met. Rows of one bucket of cells in, EDGE
+rows out; it knows neither parts nor stores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from dataengine.dedup.arrays import distinct, widened
+from dataengine.dedup.bounded import kept
 from dataengine.dedup.cells import unit_vectors
 from dataengine.dedup.edges import Pairs, edge_table
+from dataengine.dedup.witness import NO_DISTANCE, Hashes, confirmed
+from dataengine.keys import draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,22 +28,79 @@ if TYPE_CHECKING:
     from dataengine.config.dedup import ImageDedupConfig
 
 KIND = "image_embedding"
+NUM_AXES = 127  # a vector of 128 with the length of the rest
 _ROUNDING = 1e-4  # more than float32 can lose in a product of unit vectors of 2,048 dimensions
-_BLOCK_FLOATS = 1 << 23  # 32 MiB of similarities at a time
-_EXACT_ROWS = 1 << 12
-NO_DISTANCE = -1
+_BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
+_MAX_DOUBTFUL = 0.01  # an exact similarity takes as long as about 100 products in a matrix
+_EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
+_CACHED_PAIRS = 1 << 9  # 1 MiB of products
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """The images of a cell or part, one row each."""
+    """The images of a bucket or part, one row each."""
 
     keys: pa.Array
     """string [rows], distinct."""
-    embeddings: NDArray[np.floating]
-    """float16 or float32 [rows, dim], of any length; zero or not finite where there is none."""
+    embeddings: NDArray[np.float16]
+    """[rows, dim], of any length; zero or not finite where there is none."""
     phashes: pa.Array
     """SCORE's `phash`: string [rows], 16 hex characters or null."""
+
+    def take(self, rows: NDArray[np.int64]) -> ImageRows:
+        """These rows, in this order."""
+        if len(rows) == len(self.keys) and (rows[1:] > rows[:-1]).all():
+            return self
+        places = pa.array(rows)
+        return ImageRows(self.keys.take(places), self.embeddings[rows], self.phashes.take(places))
+
+    @cached_property
+    def hashes(self) -> Hashes:
+        """The perceptual hashes as bits."""
+        return Hashes.parse(self.phashes)
+
+    @cached_property
+    def units(self) -> NDArray[np.float32]:
+        """The embeddings scaled to length 1: [rows, dim]."""
+        return unit_vectors(self.embeddings)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Into which cells rows look besides their home."""
+
+    row: NDArray[np.int64]
+    cell: NDArray[np.int32]
+    rung: NDArray[np.int8]
+    """0 for looks within the first border, 1 for those within the wider one: [looks] each."""
+
+    def have(self, row: NDArray[np.int64], cell: NDArray[np.int32], below: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether `row` looks into `cell`, at a place in the order of (rung, cell) before `below`: bool [asked]."""
+        if not len(self.row):
+            return np.zeros(len(row), bool)
+        wanted = row << 32 | cell
+        place = np.minimum(np.searchsorted(self._codes, wanted), len(self._codes) - 1)
+        mine = self.rung[self._sorted[place]].astype(np.int64) << 32 | cell
+        return (self._codes[place] == wanted) & (mine < below)
+
+    @cached_property
+    def _sorted(self) -> NDArray[np.int64]:
+        return np.lexsort((self.cell, self.row))
+
+    @cached_property
+    def _codes(self) -> NDArray[np.int64]:
+        return (self.row << 32 | self.cell)[self._sorted]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The rows that live in some cells or look into them."""
+
+    rows: ImageRows
+    home: NDArray[np.int32]
+    """[rows]"""
+    looks: Looks
+    """Every look of every row, into other buckets too."""
 
 
 @dataclass(frozen=True)
@@ -50,101 +111,216 @@ class ImageEdges:
     """EDGE rows of kind image_embedding."""
     num_refused: int
     """Pairs near enough in cosine that `confirm` refused."""
+    bounded: pa.Array
+    """Keys of rows that had more than `max_degree` neighbours in one cell, and kept so many: string."""
 
 
-def image_edges(rows: ImageRows, probes: NDArray[np.int32], cell: int, config: ImageDedupConfig) -> ImageEdges:
-    """The near-duplicate pairs that `cell` owns, out of the rows that probe it, in any order.
+def image_edges(bucket: Bucket, cells: range, rung: int, config: ImageDedupConfig, seed: int) -> ImageEdges:
+    """The near-duplicate pairs that `cells` own at `rung`, out of the bucket's rows in any order.
 
-    `probes` is int32 [rows, num_probes], each row's whole list. A pair is owned by the lowest cell that
-    both probe.
+    Rows that share a home are compared there, at rung 0. Rows of two homes meet where either looks into the other's;
+    of two such looks, the one of the lower rung, then cell, owns the pair.
     """
-    pairs = _near_pairs(rows.embeddings, rows.embeddings, config.min_similarity, once=True)
-    return _confirmed(rows, rows, pairs.where(_lowest_shared(probes, pairs) == cell), config)
+    search = _Search(bucket, rung, config, seed)
+    found = [search.cell(cell) for cell in cells]
+    pairs = Pairs.joined([item.pairs for item in found])
+    bounded = distinct(np.concatenate([np.zeros(0, np.int64), *(item.bounded for item in found)]))
+    num_refused = sum(item.num_refused for item in found)
+    return ImageEdges(_edges(bucket.rows, bucket.rows, pairs), num_refused, bucket.rows.keys.take(pa.array(bounded)))
 
 
-def cross_edges(sample: ImageRows, rows: ImageRows, config: ImageDedupConfig) -> ImageEdges:
-    """The near-duplicate pairs of any sampled row with any of `rows`, cells set aside."""
-    pairs = _near_pairs(sample.embeddings, rows.embeddings, config.min_similarity, once=False)
-    return _confirmed(sample, rows, pairs, config)
+def cross_edges(
+    sample: ImageRows, rows: ImageRows, config: ImageDedupConfig, axes: NDArray[np.float32] | None = None
+) -> pa.Table:
+    """EDGE rows of the near-duplicate pairs of any sampled row with any of `rows`, confirmed; cells set aside.
+
+    `axes` (orthonormal, float32 [dim, axes]) make it cheaper and change nothing.
+    """
+    found = [Pairs.joined([])]
+    for left, right in _compared(sample.units, rows.units, axes, config):
+        passed = confirmed(sample.hashes.distances(left, rows.hashes, right), config)
+        pairs = _exact(sample, left[passed], rows, right[passed])
+        found.append(pairs.where(pairs.similarity >= config.min_similarity))
+    return _edges(sample, rows, Pairs.joined(found))
 
 
-def _near_pairs(
-    first: NDArray[np.floating], second: NDArray[np.floating], min_similarity: float, *, once: bool
-) -> Pairs:
-    """Pairs (row of first, row of second) that reach `min_similarity`; `once`: only with left < right."""
-    floor = max(min_similarity - _ROUNDING, _ROUNDING)
-    found = []
-    for left, right in _proposed(unit_vectors(first), unit_vectors(second), floor, once=once):
-        pairs = Pairs(left, right, _cosines(first, left, second, right))
-        found.append(pairs.where(pairs.similarity >= min_similarity))
-    return Pairs.joined(found)
+def _compared(
+    first: NDArray[np.float32], second: NDArray[np.float32], axes: NDArray[np.float32] | None, config: ImageDedupConfig
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs that may reach `min_similarity`, by what rows have along the axes where that tells most of them apart."""
+    if axes is None or first.shape[1] < 2 * axes.shape[1]:
+        yield from ((left, right) for left, right, _ in _proposed(first, second, config))
+        return
+    brief, briefs = _along(first, axes), _along(second, axes)
+    height = max(1, _BLOCK_FLOATS // max(len(second), 1))
+    for top in range(0, len(first), height):
+        run = slice(top, top + height)
+        left, right = np.divmod(np.flatnonzero(brief[run] @ briefs.T >= _floor(config)), max(len(second), 1))
+        if len(left) > _MAX_DOUBTFUL * len(brief[run]) * len(second):
+            pairs = _proposed(first[run], second, config)
+            left, right = (np.concatenate(side) for side in list(zip(*pairs, strict=True))[:2])
+        yield left + top, right
+
+
+def _along(units: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Parts of unit vectors along the axes, and the length of what is left: float32 [rows, axes + 1].
+
+    The product of two such rows is no less than that of the unit vectors: what is left of two vectors has a product of
+    at most that of its lengths (Cauchy-Schwarz).
+    """
+    parts = units @ axes
+    rest = np.einsum("rd,rd->r", units, units) - np.einsum("ra,ra->r", parts, parts)
+    return np.column_stack([parts, np.sqrt(np.maximum(rest, 0))])
+
+
+@dataclass(frozen=True)
+class _Found:
+    pairs: Pairs
+    num_refused: int
+    bounded: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search through the cells of one bucket."""
+
+    bucket: Bucket
+    rung: int
+    config: ImageDedupConfig
+    seed: int
+
+    def cell(self, cell: int) -> _Found:
+        """The pairs that `cell` owns."""
+        members, lookers = self._members(cell), self._lookers(cell)
+        callers = np.concatenate([members, lookers]) if self.rung == 0 else lookers
+        rows = self.bucket.rows
+        left, right, num_refused = [callers[:0]], [callers[:0]], 0
+        if len(members) and len(callers):
+            there = unit_vectors(rows.embeddings[members])
+            here = unit_vectors(rows.embeddings[lookers])
+            here = np.concatenate([there, here]) if self.rung == 0 else here
+            for caller, member, similarity in _proposed(here, there, self.config):
+                first, second = callers[caller], members[member]
+                mine = self._owned(first, second, cell)
+                first, second, similarity = first[mine], second[mine], similarity[mine]
+                passed = confirmed(rows.hashes.distances(first, rows.hashes, second), self.config)
+                num_refused += self._refused(first[~passed], second[~passed], similarity[~passed])
+                left.append(first[passed])
+                right.append(second[passed])
+        return self._decided(np.concatenate(left), np.concatenate(right), num_refused)
+
+    def _decided(self, left: NDArray[np.int64], right: NDArray[np.int64], num_refused: int) -> _Found:
+        """The pairs that stay once dense neighbourhoods are bounded, each once, with their exact similarity."""
+        rows, ranks = self.bucket.rows, self._ranks
+        keep, bounded = kept(left, ranks[left], ranks[right], len(ranks), self.config.max_degree)
+        code = distinct(np.minimum(left, right)[keep] << 32 | np.maximum(left, right)[keep])
+        pairs = _exact(rows, code >> 32, rows, code & 0xFFFFFFFF)
+        return _Found(pairs.where(pairs.similarity >= self.config.min_similarity), num_refused, bounded)
+
+    def _owned(self, caller: NDArray[np.int64], member: NDArray[np.int64], cell: int) -> NDArray[np.bool_]:
+        """Which pairs of a caller with a member of `cell` belong here, and are not one row with itself."""
+        home = self.bucket.home[caller]
+        below = np.full(len(caller), self.rung << 32 | cell, np.int64)
+        elsewhere = self.bucket.looks.have(member, home, below)
+        return (caller != member) & ((home == cell) | ~elsewhere)
+
+    def _refused(self, caller: NDArray[np.int64], member: NDArray[np.int64], similarity: NDArray[np.float32]) -> int:
+        """How many of the refused pairs do reach `min_similarity`, each counted once."""
+        home = self.bucket.home
+        once = (home[caller] != home[member]) | (caller < member)
+        caller, member, similarity = caller[once], member[once], similarity[once]
+        doubtful = similarity < self.config.min_similarity + _ROUNDING
+        exact = _exact(self.bucket.rows, caller[doubtful], self.bucket.rows, member[doubtful]).similarity
+        return int(np.count_nonzero(~doubtful) + np.count_nonzero(exact >= self.config.min_similarity))
+
+    def _members(self, cell: int) -> NDArray[np.int64]:
+        first, last = np.searchsorted(self._homes, [cell, cell + 1])
+        return self._by_home[first:last]
+
+    def _lookers(self, cell: int) -> NDArray[np.int64]:
+        cells, rows = self._looks
+        first, last = np.searchsorted(cells, [cell, cell + 1])
+        return rows[first:last]
+
+    @cached_property
+    def _ranks(self) -> NDArray[np.int64]:
+        """Place of each row in the order of a keyed hash."""
+        order = np.argsort(draws(self.bucket.rows.keys, self.seed, "dedup neighbours"), kind="stable")
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order))
+        return ranks
+
+    @cached_property
+    def _by_home(self) -> NDArray[np.int64]:
+        return np.argsort(self.bucket.home, kind="stable")
+
+    @cached_property
+    def _homes(self) -> NDArray[np.int32]:
+        return self.bucket.home[self._by_home]
+
+    @cached_property
+    def _looks(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Cell and row of the looks of this rung, by cell, then row."""
+        looks = self.bucket.looks
+        now = np.flatnonzero(looks.rung == self.rung)
+        now = now[np.lexsort((looks.row[now], looks.cell[now]))]
+        return looks.cell[now], looks.row[now]
 
 
 def _proposed(
-    first: NDArray[np.float32], second: NDArray[np.float32], floor: float, *, once: bool
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    block = max(1, _BLOCK_FLOATS // max(len(second), 1))
-    for begin in range(0, len(first), block):
-        start = begin if once else 0
-        near = first[begin : begin + block] @ second[start:].T >= floor
-        left, right = (ends + offset for ends, offset in zip(np.nonzero(near), (begin, start), strict=True))
-        later = right > left if once else slice(None)
-        yield left[later], right[later]
+    first: NDArray[np.float32], second: NDArray[np.float32], config: ImageDedupConfig
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Pairs (row of first, row of second) of unit vectors that may reach `min_similarity`, and their float32 cosine."""
+    floor = _floor(config)
+    width = max(1, min(len(second), _BLOCK_FLOATS // 256))
+    height = max(1, _BLOCK_FLOATS // width)
+    for top in range(0, len(first), height):
+        for start in range(0, len(second), width):
+            similarity = first[top : top + height] @ second[start : start + width].T
+            near = np.flatnonzero(similarity >= floor)
+            left, right = np.divmod(near, similarity.shape[1])
+            yield left + top, right + start, similarity.ravel()[near]
 
 
-def _cosines(
-    first: NDArray[np.floating],
-    left: NDArray[np.int64],
-    second: NDArray[np.floating],
-    right: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """The cosine of each pair, in float64; identical rows give exactly 1."""
+def _floor(config: ImageDedupConfig) -> float:
+    return max(config.min_similarity - _ROUNDING, _ROUNDING)  # so that a zero row reaches nothing
+
+
+def _exact(first: ImageRows, left: NDArray[np.int64], second: ImageRows, right: NDArray[np.int64]) -> Pairs:
+    """The pairs with their cosine; identical rows have exactly 1.
+
+    Products of two float16 numbers are exact in float32, and their sum in float64 is the same in any order to within
+    what float32 shows.
+    """
     cosines = np.empty(len(left))
-    for begin in range(0, len(left), _EXACT_ROWS):
-        run = slice(begin, begin + _EXACT_ROWS)
-        here, there = first[left[run]].astype(np.float64), second[right[run]].astype(np.float64)
-        product = np.einsum("rd,rd->r", here, there)
-        squares = np.einsum("rd,rd->r", here, here) * np.einsum("rd,rd->r", there, there)
+    for begin in range(0, len(left), _EXACT_PAIRS):
+        run = slice(begin, begin + _EXACT_PAIRS)
+        (rows, row), (others, other) = _once(first, left[run]), _once(second, right[run])
+        product = np.empty(len(row))
+        for start in range(0, len(row), _CACHED_PAIRS):
+            now = slice(start, start + _CACHED_PAIRS)
+            product[now] = (rows[row[now]] * others[other[now]]).sum(axis=1, dtype=np.float64)
+        squares = _squares(rows)[row] * _squares(others)[other]
         cosines[run] = np.minimum(product / np.sqrt(squares), 1.0)
-    return cosines
+    return Pairs(left, right, cosines)
 
 
-def _lowest_shared(probes: NDArray[np.int32], pairs: Pairs) -> NDArray[np.int32]:
-    """The lowest cell that both rows of each pair probe: int32 [pairs]."""
-    none = np.iinfo(np.int32).max
-    lowest = np.full(len(pairs.left), none, np.int32)
-    for column in range(probes.shape[1]):
-        cells = probes[pairs.left, column]
-        shared = (probes[pairs.right] == cells[:, None]).any(axis=1)
-        np.minimum(lowest, np.where(shared, cells, none), out=lowest)
-    return lowest
+def _once(rows: ImageRows, which: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The embeddings of `which`, each converted once, and where each is found."""
+    wanted, places = np.unique(which, return_inverse=True)
+    return widened(rows.embeddings[wanted]), places
 
 
-def _confirmed(first: ImageRows, second: ImageRows, pairs: Pairs, config: ImageDedupConfig) -> ImageEdges:
-    """The pairs as EDGE rows, less those that `config.confirm` refuses; a missing pHash confirms nothing."""
-    distance = _distances(first.phashes.take(pairs.left), second.phashes.take(pairs.right))
-    keys = first.keys.take(pairs.left), second.keys.take(pairs.right)
-    themselves = np.asarray(pc.equal(*keys))
-    accepted = (distance != NO_DISTANCE) & (distance <= config.max_phash_distance)
-    if config.confirm == "none":
-        accepted = np.ones_like(accepted)
-    edges = edge_table(
-        keys[0].filter(accepted),
-        keys[1].filter(accepted),
+def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.square(rows).sum(axis=1, dtype=np.float64)
+
+
+def _edges(first: ImageRows, second: ImageRows, pairs: Pairs) -> pa.Table:
+    distance = first.hashes.distances(pairs.left, second.hashes, pairs.right)
+    return edge_table(
+        first.keys.take(pa.array(pairs.left)),
+        second.keys.take(pa.array(pairs.right)),
         KIND,
-        pairs.similarity[accepted],
-        pa.array(distance[accepted], pa.int16(), mask=distance[accepted] == NO_DISTANCE),
+        pairs.similarity,
+        pa.array(distance, pa.int16(), mask=distance == NO_DISTANCE),
     )
-    return ImageEdges(edges, int(np.count_nonzero(~accepted & ~themselves)))
-
-
-def _distances(left: pa.Array, right: pa.Array) -> NDArray[np.int16]:
-    """Hamming distance of two columns of hashes, `NO_DISTANCE` where either is null: int16 [pairs]."""
-    differing = np.bitwise_count(_hash_bits(left) ^ _hash_bits(right)).astype(np.int16)
-    known = np.asarray(left.is_valid()) & np.asarray(right.is_valid())
-    return np.where(known, differing, np.int16(NO_DISTANCE))
-
-
-def _hash_bits(hashes: pa.Array) -> NDArray[np.uint64]:
-    text = "".join(hashes.fill_null("0" * 16).to_pylist())
-    return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64)

@@ -11,6 +11,22 @@ from numpy.typing import NDArray
 from dataengine.dedup.neighbours import ImageRows
 from dataengine.schemas import TableSchema, column
 
+IMAGE_ROWS = TableSchema(
+    "image_bytes_rows",
+    pa.schema(
+        [
+            column("key", pa.string(), "sample's key"),
+            column("content_hash", pa.string(), "SHA-256 of the bytes as fetched"),
+        ]
+    ),
+    sorted_by=(),
+)
+
+KEYS = TableSchema(
+    "keys",
+    pa.schema([column("key", pa.string(), "one of a set of samples")]),
+)
+
 PIXEL_ROWS = TableSchema(
     "pixel_rows",
     pa.schema(
@@ -28,16 +44,20 @@ def image_rows_schema(dim: int) -> TableSchema:
     return TableSchema("image_rows", pa.schema(_image_fields(dim)), sorted_by=())
 
 
-def probed_rows_schema(dim: int, num_probes: int) -> TableSchema:
-    """Images with the int32 list of cells that they are looked up in, nearest first."""
-    probes = column("probes", pa.binary(4 * num_probes), "int32 cells, nearest first")
-    return TableSchema("probed_rows", pa.schema([*_image_fields(dim), probes]), sorted_by=())
+def placed_rows_schema(dim: int) -> TableSchema:
+    """Images with their home and all their looks."""
+    fields = [
+        *_image_fields(dim),
+        column("home", pa.int32(), "cell of the nearest centroid"),
+        column("looks", pa.list_(pa.field("item", pa.int32(), nullable=False)), "further cells it looks into"),
+        column("rungs", pa.list_(pa.field("item", pa.int8(), nullable=False)), "of each look: 1 past the first border"),
+    ]
+    return TableSchema("placed_rows", pa.schema(fields), sorted_by=())
 
 
 def _image_fields(dim: int) -> list[pa.Field]:
     return [
         column("key", pa.string(), "sample's key"),
-        column("content_hash", pa.string(), "SHA-256 of the bytes as fetched"),
         column("phash", pa.string(), "perceptual hash", nullable=True),
         column("embedding", pa.binary(2 * dim), "float16 values"),
     ]
@@ -63,7 +83,7 @@ def from_binary(values: pa.ChunkedArray, dtype: type) -> NDArray[Any]:
 
 
 def image_rows(table: pa.Table) -> ImageRows:
-    """The rows of an image_rows or probed_rows table as arrays."""
+    """The rows of an image_rows or placed_rows table as arrays."""
     return ImageRows(
         flat(table.column("key")),
         from_binary(table.column("embedding"), np.float16),

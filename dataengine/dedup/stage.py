@@ -1,7 +1,8 @@
 """The dedup stage, exact copies of images: samples are routed by content hash and reduced to classes.
 
-    route.<source>  ──by content hash──►  classes ──► centroids, cells ──by cell──► images, recall (image_steps.py)
-    texts.<source>  ──by caption hash──►  caption-classes ──► ...                                  (caption_steps.py)
+    route.<source>  ──by content hash──►  classes ──► vectors, centroids, cells              (image_steps.py)
+                                                      ──by cell──► images, recall            (image_search.py)
+    texts.<source>  ──by caption hash──►  caption-classes ──► ...                            (caption_steps.py)
 
 Everything after `classes` works on representatives alone, so a million copies cost a million rows and no pairs.
 """
@@ -16,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
-from dataengine.dedup.classes import classes, representatives
-from dataengine.dedup.routed import PIXEL_ROWS, flat, image_rows_schema, to_binary
+from dataengine.dedup.classes import classes
+from dataengine.dedup.routed import IMAGE_ROWS, KEYS, PIXEL_ROWS, flat
 from dataengine.keys import key_ranges
-from dataengine.schemas import CLASS, SAMPLE, TableSchema, score_schema
+from dataengine.schemas import CLASS, SAMPLE, TableSchema
 from dataengine.storage.rundir import Part, Plan
 
 
@@ -30,10 +31,6 @@ class Route(Step):
     stage: ClassVar[str] = "dedup"
     version: ClassVar[int] = 2
     source: str
-    scorer: str
-    """Whose embeddings are compared."""
-    measurer: str
-    """The scorer whose table holds the perceptual hashes."""
     num_buckets: int
 
     @property
@@ -42,29 +39,20 @@ class Route(Step):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        scores = dict.fromkeys((f"score/{self.scorer}.{self.source}", f"score/{self.measurer}.{self.source}"))
-        return tuple(Need(name) for name in (f"download/{self.source}", *scores))
+        return (Need(f"download/{self.source}"),)
 
     def identity(self) -> Mapping[str, Any]:
-        return {"scorer": self.scorer, "measurer": self.measurer, "num_buckets": self.num_buckets}
+        return {"num_buckets": self.num_buckets}
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         samples = inputs.table(f"download/{self.source}", "sample", SAMPLE, ["key", "status", "sha256", "pixel_hash"])
-        phashes = inputs.table(f"score/{self.measurer}.{self.source}", "score", _PHASH, ["phash"]).column("phash")
-        embeddings = inputs.array(f"score/{self.scorer}.{self.source}", "embedding")
         there = pc.equal(samples.column("status"), "ok")
         keys = flat(samples.column("key").filter(there))
-        images = {
-            "key": keys,
-            "content_hash": flat(samples.column("sha256").filter(there)),
-            "phash": flat(phashes.filter(there)),
-            "embedding": to_binary(embeddings[there.to_numpy()]),
-        }
+        images = {"key": keys, "content_hash": flat(samples.column("sha256").filter(there))}
         pixels = {"key": keys, "content_hash": flat(samples.column("pixel_hash").filter(there))}
         outputs.rows_in, outputs.rows_out = len(samples), len(keys)
-        outputs.facts["dim"] = int(embeddings.shape[1])
         for name, schema, columns in (
-            ("images", image_rows_schema(embeddings.shape[1]), images),
+            ("images", IMAGE_ROWS, images),
             ("pixels", PIXEL_ROWS, pixels),
         ):
             outputs.buckets(name, schema, list(self._routed(schema.table(columns))))
@@ -75,9 +63,6 @@ class Route(Step):
         buckets = pa.array(key_ranges(hashes, self.num_buckets))
         for bucket in range(self.num_buckets):
             yield rows.filter(pc.equal(buckets, bucket))
-
-
-_PHASH = score_schema((), (), measures=True)
 
 
 @dataclass(frozen=True)
@@ -105,15 +90,13 @@ class Classes(Step):
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         bucket = part.spec["bucket"]
-        dim = embedding_dim(inputs, self.sources)
-        images = self._gather(inputs, "images", image_rows_schema(dim), bucket)
+        images = self._gather(inputs, "images", IMAGE_ROWS, bucket)
         pixels = self._gather(inputs, "pixels", PIXEL_ROWS, bucket)
         found = pa.concat_tables(_classes(rows, kind) for rows, kind in ((images, "image_bytes"), (pixels, "pixels")))
         outputs.rows_in = len(images)
         outputs.count(dict(zip(*_counted(found), strict=True)))
-        outputs.facts["dim"] = dim
         outputs.table("class", CLASS, found)
-        outputs.table("images", image_rows_schema(dim), _speakers(images))
+        outputs.table("copies", KEYS, _copies(found))
 
     def _gather(self, inputs: Inputs, name: str, schema: TableSchema, bucket: int) -> pa.Table:
         routed = [inputs.bucket(f"dedup/route.{source}", name, schema, bucket) for source in self.sources]
@@ -126,17 +109,14 @@ def bucket_plan(num_buckets: int) -> Plan:
     return Plan(parts, {"buckets": str(num_buckets)})
 
 
-def embedding_dim(inputs: Inputs, sources: tuple[str, ...]) -> int:
-    """Length of the embeddings that the route steps carried."""
-    return int(inputs.commits(f"dedup/route.{sources[0]}")[0].facts["dim"])
+def _copies(found: pa.Table) -> pa.Table:
+    """The images for which another one speaks. Equal bytes have equal pixels, so the two kinds do not contradict."""
+    silent = found.filter(pc.not_equal(found["key"], found["class_key"]))
+    return silent.group_by("key").aggregate([]).sort_by("key")
 
 
 def _classes(rows: pa.Table, kind: str) -> pa.Table:
     return classes(flat(rows.column("key")), flat(rows.column("content_hash")), kind)
-
-
-def _speakers(rows: pa.Table) -> pa.Table:
-    return rows.filter(representatives(flat(rows.column("key")), flat(rows.column("content_hash")))).combine_chunks()
 
 
 def _counted(found: pa.Table) -> tuple[list[str], list[int]]:

@@ -25,7 +25,7 @@ class HashingWriter:
     ) -> None:
         self._context.__exit__(kind, error, trace)
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: bytes | memoryview) -> int:
         """Append `content`."""
         self._stream.write(content)
         self._hash.update(content)

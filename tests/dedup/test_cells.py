@@ -1,18 +1,33 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dataengine.dedup.cells import num_cells, probe_cells, train_cells, unit_vectors
+from dataengine.dedup.cells import (
+    NO_CELL,
+    bucket_cells,
+    bucket_starts,
+    num_cells,
+    place,
+    search_radius,
+    train_cells,
+    unit_vectors,
+    usable,
+)
 
 
 def test_number_of_cells() -> None:
     assert [num_cells(rows, 100) for rows in (0, 1, 100, 101, 24_000)] == [1, 1, 1, 2, 240]
+    assert [num_cells(rows, None) for rows in (0, 100, 1_000_000)] == [1, 7, 2000]
 
 
 def test_training_repeats_to_the_bit() -> None:
     sample = np.random.default_rng(0).normal(size=(500, 32)).astype(np.float32)
-    first, second = (train_cells(sample, 7, seed=4) for _ in range(2))
+    first, second = (train_cells(sample, 7, 0.3, seed=4) for _ in range(2))
     assert first.shape == (7, 32)
     assert first.dtype == np.float32
     assert first.tobytes() == second.tobytes()
@@ -22,20 +37,70 @@ def test_training_repeats_to_the_bit() -> None:
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3])
 def test_few_rows_make_few_cells(num_rows: int) -> None:
     sample = np.eye(3, 8, dtype=np.float32)[:num_rows]
-    centroids = train_cells(sample, 5, seed=0)
+    centroids = train_cells(sample, 5, 0.3, seed=0)
     assert centroids.shape == (max(num_rows, 1), 8)
-    assert probe_cells(sample, centroids, 2).shape == (num_rows, min(2, max(num_rows, 1)))
 
 
 def test_unusable_rows_teach_nothing() -> None:
     sample = np.zeros((4, 3), np.float32)
     sample[1] = np.nan
     sample[2] = [0, 3, 0]
-    assert train_cells(sample, 4, seed=0).tolist() == [[0, 1, 0]]
+    assert train_cells(sample, 4, 0.3, seed=0).tolist() == [[0, 1, 0]]
     assert unit_vectors(sample).tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert usable(sample).tolist() == [False, False, True, False]
 
 
-def test_probes_are_nearest_first_and_ties_go_by_number() -> None:
+def test_no_border_runs_through_a_group_of_near_duplicates() -> None:
+    rng = np.random.default_rng(5)
+    group = rng.normal(size=64) + rng.normal(0, 0.05, (400, 64))
+    sample = np.concatenate([group, rng.normal(size=(100, 64))])
+    radius = search_radius(0.95)
+    centroids = train_cells(sample, 50, radius, seed=1)
+    gaps = np.sqrt(np.maximum(2 - 2 * centroids @ centroids.T, 0)) + 2 * np.eye(len(centroids))
+    assert gaps.min() >= radius
+    assert len(set(place(unit_vectors(group), centroids, 0.0).home.tolist())) == 1
+
+
+@given(st.integers(0, 2**16), st.integers(1, 300), st.integers(1, 30), st.sampled_from([0.6, 0.8, 0.9, 0.97]))
+def test_every_pair_meets_when_rows_look_across_the_whole_border(
+    seed: int, num_rows: int, cells: int, min_similarity: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    units = unit_vectors(rng.normal(size=(num_rows, 6)))
+    centroids = unit_vectors(rng.normal(size=(cells, 6)))
+    placed = place(units, centroids, search_radius(min_similarity) / 2)
+    assert placed.home.tolist() == (units @ centroids.T).argmax(axis=1).tolist()
+    looks = set(zip(placed.look_row.tolist(), placed.look_cell.tolist(), strict=True))
+    assert len(looks) == len(placed.look_row)
+    assert not looks & set(enumerate(placed.home.tolist()))
+    for first, second in np.argwhere(np.triu(units @ units.T >= min_similarity, k=1)).tolist():
+        homes = int(placed.home[first]), int(placed.home[second])
+        assert homes[0] == homes[1] or (first, homes[1]) in looks or (second, homes[0]) in looks
+
+
+def test_looks_are_those_within_reach_of_the_border() -> None:
+    rng = np.random.default_rng(2)
+    units, centroids = unit_vectors(rng.normal(size=(200, 8))), unit_vectors(rng.normal(size=(20, 8)))
+    placed = place(units, centroids, 0.1)
+    found = np.zeros((200, 20), bool)
+    found[placed.look_row, placed.look_cell] = True
+    for row, home in enumerate(placed.home):
+        for cell in set(range(20)) - {home}:
+            normal = centroids[home] - centroids[cell]
+            assert found[row, cell] == (units[row] @ normal / np.linalg.norm(normal) <= 0.1)
+
+
+def test_ties_go_to_the_lower_cell_and_zero_rows_have_none() -> None:
     centroids = np.array([[0, 1], [1, 0], [1, 0], [-1, 0]], np.float32)
-    embeddings = np.array([[2, 0], [0, 0.5], [0, 0]], np.float16)
-    assert probe_cells(embeddings, centroids, 3).tolist() == [[1, 2, 0], [0, 1, 2], [0, 1, 2]]
+    units = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
+    placed = place(units, centroids, 0.2)
+    assert placed.home.tolist() == [1, 0, NO_CELL]
+    assert 2 not in placed.look_row
+
+
+def test_buckets_hold_whole_cells() -> None:
+    starts = bucket_starts(np.array([5, 5, 30, 1, 1, 8, 9]), 10)
+    assert starts == [0, 2, 3, 6]
+    assert bucket_cells(starts, 7) == [range(0, 2), range(2, 3), range(3, 6), range(6, 7)]
+    assert bucket_cells(bucket_starts(np.zeros(3), 10), 3) == [range(0, 3)]
+    assert math.isclose(search_radius(0.95), math.sqrt(0.1))

@@ -55,7 +55,7 @@ def test_execution_settings_change_no_recipe(override: str) -> None:
         ("dedup.num_class_buckets=3", "dedup"),
         ("dedup.captions.min_similarity=0.7", "dedup"),
         ("dedup.captions.max_degree=9", "dedup"),
-        ("dedup.images.num_probes=2", "dedup"),
+        ("dedup.images.border=0.7", "dedup"),
         ("select.against=keep", "select"),
         ("select.rules.sharp=sharpness >= 4", "select"),
         ("select.balance.target=100", "select"),
