@@ -1,7 +1,7 @@
 """The dedup stage, exact copies of images: samples are routed by content hash and reduced to classes.
 
     route.<source>  ──by content hash──►  classes ──► centroids, cells ──by cell──► images, recall (image_steps.py)
-    texts.<source>  ──by caption hash──►  caption-classes ──► ...                                  (caption_steps.py)
+    texts.<source>  ──by caption hash──►  caption-classes ──► ...             (text_steps.py, caption_steps.py)
 
 Everything after `classes` works on representatives alone, so a million copies cost a million rows and no pairs.
 """
