@@ -121,7 +121,7 @@ def test_what_is_no_manifest_is_refused(old: str, tmp_path: Path) -> None:
     bare, _ = published(tmp_path / "bare", OLD, 1, captions=None)
     with pytest.raises(InputError, match="carries no caption tables"):
         published(tmp_path / "none", list(NEW), 2, against=[f"{bare}/manifest.json"])
-    with pytest.raises(ConfigError, match="dedup.captions is null"):
+    with pytest.raises(ConfigError, match=r"dedup.captions is null"):
         published(tmp_path / "null", list(NEW), 2, captions=None, against=[old])
 
 
