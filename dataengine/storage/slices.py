@@ -47,7 +47,7 @@ def write_slices(sink: Sink, slices: Iterable[pa.Table], metadata: Mapping[str, 
         checksums.append(xxhash.xxh3_64_intdigest(body))
         offsets.append(offsets[-1] + body.size)
         if body.size:
-            sink.write(memoryview(body))  # type: ignore[arg-type]
+            sink.write(memoryview(body).cast("B"))  # type: ignore[arg-type]
     described = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
     index = np.array([*offsets, *checksums], np.uint64).tobytes() + described
     counts = np.array([len(checksums), len(described)], np.uint32)
