@@ -41,16 +41,28 @@ def member_key(source: str, shard: str, member: str, occurrence: int) -> str:
     return hashlib.blake2b(_SEPARATOR.join(field.encode() for field in fields), digest_size=16).hexdigest()
 
 
+def key_characters(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
+    """The characters of each key: uint8 [rows, 32], without a copy where they lie side by side already.
+
+    Raises ValueError when a key is null or not 32 characters long.
+    """
+    array = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    if not len(array):
+        return np.zeros((0, KEY_CHARS), np.uint8)
+    _, ends, texts = array.buffers()
+    kind = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    offsets = np.frombuffer(ends, kind, len(array) + 1, array.offset * np.dtype(kind).itemsize)
+    if array.null_count or (np.diff(offsets) != KEY_CHARS).any():
+        raise ValueError(f"keys must be {KEY_CHARS} hex characters each")
+    return np.frombuffer(texts, np.uint8, KEY_CHARS * len(array), int(offsets[0])).reshape(-1, KEY_CHARS)
+
+
 def key_bits(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     """The leading 64 bits of each key: uint64 [rows], uniform over the whole range.
 
     Raises ValueError when a key is null or not 32 characters long.
     """
-    array = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
-    joined = np.frombuffer("".join(array.drop_null().to_pylist()).encode("ascii", "replace"), dtype=np.uint8)
-    if joined.size != KEY_CHARS * len(array):
-        raise ValueError(f"keys must be {KEY_CHARS} hex characters each")
-    return _parse_hex(joined.reshape(len(array), KEY_CHARS)[:, :16])
+    return _parse_hex(key_characters(keys)[:, :16])
 
 
 def _parse_hex(characters: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -66,7 +78,12 @@ def draws(keys: pa.ChunkedArray | pa.Array, seed: int, purpose: str) -> NDArray[
 
     The same row draws the same number whatever part, worker or order it is met in.
     """
-    mixed = mix64(key_bits(keys), seed, purpose)
+    return draws_of_bits(key_bits(keys), seed, purpose)
+
+
+def draws_of_bits(bits: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.float64]:
+    """`draws` of keys that are known by their leading 64 bits: float64 [rows]."""
+    mixed = mix64(bits, seed, purpose)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53  # 53 bits: exactly a float64, never 1.0
 
 

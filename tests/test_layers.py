@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "dataengine"
 STAGES = ("sources", "download", "score", "dedup", "select", "emit")
 # Stage wiring may touch stores; every other file of a stage package is a kernel: arrays and bytes in and out.
 WIRING = {
-    *("stage", "caption_steps", "image_steps", "publish", "versions"),
+    *("stage", "caption_steps", "image_steps", "publish", "versions", "reading"),
     *("fetched_part", "located_part", "in_place"),
 }
 LAYERS: dict[str, int] = {

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dataengine.config.run import RunConfig
+from dataengine.config.select import RULE_TAG
 from dataengine.config.sources import SOURCE_KINDS
 from dataengine.errors import ConfigError
 
@@ -99,7 +100,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(where: str, fault: Any) -> str:
-    path = ".".join(str(step) for step in fault["loc"] if step not in SOURCE_KINDS) or "config"
+    path = ".".join(str(step) for step in fault["loc"] if not _is_tag(step)) or "config"
     if fault["type"] == "extra_forbidden":
         hint = _closest(fault["loc"])
         return f"{where}: {path}: unknown key{hint}"
@@ -128,7 +129,14 @@ def _keys_at(model: Any, location: tuple[str | int, ...]) -> list[str]:
     return sorted({name for candidate in candidates for part in _models(candidate) for name in part.model_fields})
 
 
+def _is_tag(step: str | int) -> bool:
+    """Whether a step of a location says which of several models was tried, rather than a key."""
+    return step in SOURCE_KINDS or str(step).startswith(RULE_TAG)
+
+
 def _descend(kind: Any, step: str | int) -> list[Any]:
+    if str(step).startswith(RULE_TAG):
+        return [model for model in _models(kind) if str(step).removeprefix(RULE_TAG) in model.model_fields]
     if step in SOURCE_KINDS:
         return [model for model in _models(kind) if step in get_args(model.model_fields["kind"].annotation)]
     found = [model.model_fields[step].annotation for model in _models(kind) if step in model.model_fields]
