@@ -190,13 +190,14 @@ class PoolBuilder:
         self, frame: pl.DataFrame, usable: NDArray[np.bool_], under: Sequence[NDArray[np.uint8]]
     ) -> None:
         """What a failed download saw, and the values that the first failing rule over one row saw."""
-        words = [frame.filter(pl.Series(~usable)).select(pl.when(pl.col("status") != "ok").then("detail")).to_series()]
+        seen = frame.select(pl.when(pl.col("status") != "ok").then("detail").alias("words")).to_series()
+        words = [seen.filter(pl.Series(~usable))]
         rows = [np.flatnonzero(~usable)]
         first = first_failed(under, len(frame))
         for number, rule in enumerate(self.rules.values()):
             at = np.flatnonzero((first == number) & usable)
             rows.append(at)
-            words.append(values_seen(frame[at], rule.columns))
+            words.append(values_seen(frame.select(rule.columns)[at], rule.columns))
         all_rows = np.concatenate(rows)
         order = np.argsort(all_rows, kind="stable")
         texts = pl.concat([text.cast(pl.String).alias("words") for text in words]).gather(order)

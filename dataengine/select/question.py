@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from dataengine.config.select import SelectConfig
 from dataengine.select.columns import Columns, require_column
 from dataengine.select.pool import RuleKey
+from dataengine.select.preference import preference
 from dataengine.select.rules import Compiled, RowRule, compile_rules
-from dataengine.select.survivors import preference
 
 _ALWAYS = ("key", "status", "reason", "detail", "score_status")
 

@@ -20,9 +20,10 @@ from dataengine.select.balance import Mixture, apportion, draw_rows
 from dataengine.select.caps import cap
 from dataengine.select.keyed import ABSENT
 from dataengine.select.pool import Pool, Reason, Texts
+from dataengine.select.preference import best_first, preference
 from dataengine.select.ranks import rank
 from dataengine.select.rules import Compiled, RankRule, RowRule, values_seen
-from dataengine.select.survivors import REASONS, Respect, best_first, cover, group_rows, preference, respects
+from dataengine.select.survivors import REASONS, Respect, cover, group_rows, respects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,6 +22,9 @@ from dataengine.select.verdicts import Merged, donors_and_heirs, merge_captions,
 from dataengine.storage.inputs import content_fingerprint
 from dataengine.storage.rundir import Part, Plan
 
+_WRITERS = 8
+"""Parts written at once: a store takes milliseconds to make one safe, in which others are encoded."""
+
 
 @dataclass(frozen=True)
 class Select(Step):
@@ -73,7 +76,7 @@ class Select(Step):
             table = selection_table(decision, pool, merged, block.begin, block.end)
             outputs.table(f"{block.source}.{block.part}", SELECTION, table)
 
-        with ThreadPoolExecutor(machine.num_threads) as threads:
+        with ThreadPoolExecutor(max(_WRITERS, machine.num_threads)) as threads:
             list(threads.map(write, pool.blocks))
         outputs.rows_in = outputs.rows_out = len(pool)
         outputs.count(num_by_reason(decision))

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
-from dataengine.errors import ConfigError
-from dataengine.select.columns import require_column
 from dataengine.select.covering import Cover, Links, greedy_cover, smallest, unite_passed
 from dataengine.select.keyed import ABSENT, Keys
 from dataengine.select.relations import UNKNOWN_DISTANCE, Relation, both, flatten, unite
@@ -53,36 +50,6 @@ class Respect:
             *(relation.labels, relation.starts, relation.others, relation.similarity, relation.distance),
             *(np.float32(self.min_similarity), self.max_distance, self.max_rows),
         )
-
-
-def preference(prefer: Sequence[str], columns: Sequence[str]) -> list[tuple[str, bool]]:
-    """`prefer` as (column, descending); raises ConfigError for an unknown column or direction."""
-    return [_preferred(text, columns) for text in prefer]
-
-
-def _preferred(text: str, columns: Sequence[str]) -> tuple[str, bool]:
-    where = f"select.survivors.prefer: {text!r}"
-    name, _, direction = text.strip().rpartition(" ")
-    if direction.lower() not in ("asc", "desc") or not name:
-        raise ConfigError(f"{where}: wanted `column asc` or `column desc`")
-    require_column(name.strip(), columns, where)
-    return name.strip(), direction.lower() == "desc"
-
-
-def best_first(
-    order: Sequence[tuple[str, bool]], columns: pl.DataFrame, keys: Keys, rows: NDArray[np.integer]
-) -> NDArray[np.int32]:
-    """`rows` in order of preference, (column, descending) by (column, descending), then key; null comes last."""
-    named = list(dict.fromkeys(name for name, _ in order))
-    wanted = columns.select(pl.col(name).gather(rows) for name in named)
-    frame = wanted.with_columns(
-        pl.Series("_row", rows.astype(np.int32)),
-        pl.Series("_high", keys.high[rows]),
-        pl.Series("_low", keys.low[rows]),
-    )
-    by = [*(name for name, _ in order), "_high", "_low"]
-    ranked = frame.sort(by, descending=[*(downwards for _, downwards in order), False, False], nulls_last=True)
-    return ranked["_row"].to_numpy()
 
 
 def respects(config: SurvivorConfig, images: Relation, captions: Relation, rows: NDArray[np.integer]) -> list[Respect]:
