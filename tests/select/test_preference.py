@@ -41,7 +41,9 @@ def test_best_first_is_the_order_that_the_columns_say(data: st.DataObject, num_r
         there.sort(key=lambda row: columns[name][row], reverse=downwards)
         if downwards:  # `reverse` keeps equal ones in their order, so this is stable
             there = sorted(
-                (row for row in wanted if columns[name][row] is not None), key=lambda row: columns[name][row], reverse=True
+                (row for row in wanted if columns[name][row] is not None),
+                key=lambda row: columns[name][row],
+                reverse=True,
             )
         wanted = there + [row for row in wanted if columns[name][row] is None]
     assert found == wanted
