@@ -153,7 +153,9 @@ class PoolBuilder:
             return
         table, self._waiting = pa.concat_tables(self._waiting), []
         self._keys.append(Keys.parse(table.column("key")))
-        frame = pl.DataFrame(pl.from_arrow(table.drop_columns(["key"])))
+        if "key" not in {*self.columns, *(column for rule in self.rules.values() for column in rule.columns)}:
+            table = table.drop_columns(["key"])
+        frame = pl.DataFrame(pl.from_arrow(table))
         frame = frame.with_columns(cs.float().fill_nan(None))
         usable = _usable(frame)
         self._failed.append(self._failures(frame, usable))
