@@ -121,6 +121,28 @@ def plan(config: ConfigPath, overrides: Overrides = []) -> None:  # noqa: B006
 
 
 @app.command()
+def preview(
+    config: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006
+    sweep: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=LOW:HIGH:STEP", help="Yield at each value of a rule, column or key; repeatable."),
+    ] = [],  # noqa: B006
+    plot: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write histograms and curves there, as PNG and one HTML page.")
+    ] = None,
+) -> None:
+    """Say what select would make of a run whose duplicates are found: funnel, mixture, overlap of rules, difference.
+
+    Reads scores and duplicates once and writes nothing of the run. Example:
+    [bold]dataengine preview configs/openuni_24m.yaml --sweep clip_score=0.18:0.28:0.02[/bold]
+    """
+    from dataengine.cli.preview import print_preview
+
+    print_preview(config, overrides, sweep, plot)
+
+
+@app.command()
 def status(
     run: Annotated[
         str, typer.Argument(help="A run's folder or URL (<root>/runs/<name>), or its config.", show_default=False)

@@ -32,15 +32,20 @@ class Question:
 
     @staticmethod
     def ask(
-        configs: Sequence[SelectConfig], columns: Columns, lines: Mapping[str, Sequence[str]] | None = None
+        configs: Sequence[SelectConfig],
+        columns: Columns,
+        lines: Mapping[str, Sequence[str]] | None = None,
+        also: Sequence[str] = (),
     ) -> Question:
         """The question of `configs`; `lines` are those of the files that rules refer to, by rule.
+
+        `also` names columns to keep besides.
 
         Raises ConfigError when a rule, a preference or a cap does not fit the columns there are.
         """
         types = columns.types
         rules = tuple(tuple(compile_rules(config.rules, types, lines)) for config in configs)
-        kept: dict[str, None] = {}
+        kept: dict[str, None] = dict.fromkeys(also)
         for config, compiled in zip(configs, rules, strict=True):
             kept |= dict.fromkeys(_kept(config, compiled, list(types)))
         named = {name for compiled in rules for rule in compiled for name in rule.columns}

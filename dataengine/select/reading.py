@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from dataengine.config.select import BlocklistRule, CaptionRule, SelectConfig
 from dataengine.contract import Inputs
-from dataengine.schemas import CANDIDATE, CELL, CLASS, EDGE, SAMPLE, TableSchema
+from dataengine.schemas import CANDIDATE, CELL, CLASS, EDGE, SAMPLE, SELECTION, TableSchema
 from dataengine.select.columns import CANDIDATE_COLUMNS, EXTRA, NAMED_CAPTION, SAMPLE_COLUMNS, Columns
 from dataengine.select.duplicates import Duplicates, DuplicatesBuilder
 from dataengine.select.keyed import ABSENT, KeyIndex, Keys
@@ -91,6 +91,32 @@ class Reader:
                 texts.append(table.column("caption").filter(pa.array(wanted[block.begin : block.end])))
         captions = pl.from_arrow(pa.chunked_array([chunk for text in texts for chunk in text.chunks], pa.string()))
         return pl.Series(captions)
+
+    def kept_before(self, pool: Pool, selected: Commit) -> NDArray[np.bool_]:
+        """Which of the pool's rows an earlier selection of the run kept: bool [rows]."""
+        kept = np.zeros(len(pool), np.bool_)
+        same = {source for source in self.sources if self._same_candidates(source, selected)}
+        parts = [name for name in selected.objects if name.partition(".")[0] not in same]
+        index = KeyIndex.build(pool.keys) if parts else None
+        blocks = {f"{block.source}.{block.part}": block for block in pool.blocks if block.source in same}
+
+        def read(name: str) -> pa.Table:
+            columns = ["verdict"] if name in blocks else ["key", "verdict"]
+            return read_table(self.inputs.root, selected.objects[name].path, SELECTION, columns)
+
+        for name, table in self._each([*blocks, *parts], read):
+            verdict = pc.equal(table.column("verdict"), "kept").to_numpy()
+            if index is None or name in blocks:
+                kept[blocks[name].begin : blocks[name].end] = verdict
+            else:
+                rows = index.find(Keys.parse(table.column("key")), self.num_threads)
+                kept[rows[verdict & (rows != ABSENT)]] = True
+        return kept
+
+    def _same_candidates(self, source: str, selected: Commit) -> bool:
+        """Whether a selection was made of the very parts of a source that are there now, so that rows are in order."""
+        step = f"sources/{source}"
+        return selected.reads.get(step) == self.inputs.whole[step].digest()
 
     def _each(self, parts: Sequence[Any], read: Any, *arguments: Any) -> Iterator[tuple[Any, pa.Table]]:
         """Each part with what `read` makes of it, in order; a few are read ahead, and no more held."""

@@ -49,9 +49,18 @@ class Decision:
     repeat: NDArray[np.int32]
     draw: NDArray[np.float64]
     """NaN where nothing was drawn."""
+    num_held_out: int = 0
+    """Kept rows of the split `holdout`."""
     mixture: Mixture = field(default_factory=lambda: Mixture({}, {}, {}))
     words: list[Texts] = field(default_factory=list)
     """Evidence, later ones over earlier ones."""
+
+    @property
+    def num_published(self) -> int:
+        """Rows that are drawn at least once, held-out ones included; known also where no row was drawn yet."""
+        mixture = self.mixture
+        drawn = sum(min(mixture.available[source], number) for source, number in mixture.realised.items())
+        return drawn + self.num_held_out
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -168,6 +177,7 @@ class Selector:
 
     def _balance(self, decision: Decision, config: SelectConfig, *, detailed: bool) -> None:
         held = decision.kept & decision.held_out
+        decision.num_held_out = int(held.sum())
         for item in config.balance.caps:
             rows = np.flatnonzero(decision.kept & ~held)
             concepts = self.pool.columns[item.by].gather(rows)
