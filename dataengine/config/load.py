@@ -20,7 +20,7 @@ MAX_CONFIG_BYTES = 4 * 2**20
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config at `path` with `a.b=value` overrides applied.
+    """The config at `path` with `a.b=value` overrides applied; `a.b=@file` takes the YAML of a file.
 
     Raises ConfigError naming the file, the key's path, what it holds and what it may hold.
     """
@@ -88,7 +88,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override}: wanted key.path=value, for example --set select.balance.target=1000")
-    value = _parse_yaml(text, f"--set {override}")
+    value = _parse_yaml(_file_text(text[1:], override) if text.startswith("@") else text, f"--set {override}")
     *parents, last = path.split(".")
     node = tree
     for name in parents:
@@ -97,6 +97,15 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {name} holds {child!r}, which has no keys")
         node = child
     node[last] = value
+
+
+def _file_text(path: str, override: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--set {override}: cannot read {path}: {error}; @ stands before the path of a file"
+        ) from error
 
 
 def _explain(where: str, fault: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from dataengine.config.base import Config, FilePattern
 
@@ -24,6 +24,11 @@ class KeepRule(Config):
     """SQL boolean expression that a row must meet: `clip_score >= 0.28`."""
     if_null: Literal["drop", "pass"] = "drop"
     """A row on which the expression is null: drop it as `no_<column>`, or let it pass."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_key(cls, rule: Any) -> Any:
+        return {"keep": rule} if isinstance(rule, str) else rule
 
 
 class TopRule(Config):
@@ -82,13 +87,9 @@ class BlocklistRule(Config):
     """Bits in which a picture's perceptual hash may differ from a listed one and still be blocked."""
 
 
-def _with_its_key(rule: Any) -> Any:
-    return {"keep": rule} if isinstance(rule, str) else rule
-
-
 def _kind(rule: Any) -> str:
     kinds = ("top", "caption", "blocklist")
-    holds = rule if isinstance(rule, dict) else type(rule).model_fields
+    holds = rule if isinstance(rule, dict) else getattr(type(rule), "model_fields", ())
     return RULE_TAG + next((kind for kind in kinds if kind in holds), "keep")
 
 
@@ -98,7 +99,6 @@ Rule = Annotated[
     | Annotated[CaptionRule, Tag("rule:caption")]
     | Annotated[BlocklistRule, Tag("rule:blocklist")],
     Discriminator(_kind),
-    BeforeValidator(_with_its_key),
 ]
 
 

@@ -129,7 +129,8 @@ class PoolBuilder:
         )
         source = np.concatenate([np.zeros(0, np.int16), *self._source])
         if "source" in self.columns:
-            columns = columns.with_columns(pl.Series("source", source, pl.UInt32).cast(pl.Enum(self.sources)))
+            names = pl.Series("source", self.sources, pl.Enum(self.sources))
+            columns = columns.with_columns(names.gather(source))
         return Pool(
             sources=self.sources,
             blocks=tuple(self._blocks),

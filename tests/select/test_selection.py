@@ -4,12 +4,13 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataengine.config.select import BalanceConfig, KeepRule, SelectConfig, SurvivorConfig
-from dataengine.errors import ConfigError
+from dataengine.errors import ConfigError, LedgerError
 from dataengine.schemas import CLASS, EDGE
 from tests.select.choosing import KEYS, Selection, select
 
@@ -207,3 +208,93 @@ def test_the_target_counts_training_draws_and_holds_each_held_out_sample_once() 
     held_out = table.filter(pl.col("split") == "holdout")
     assert draws_of["train"] == 80
     assert 1 < draws_of["holdout"] == len(held_out)
+
+
+def by_key(found: Selection, *names: str) -> dict[str, tuple[Any, ...]]:
+    return {key: values for key, *values in columns(found, "key", *names)}  # type: ignore[misc]
+
+
+@given(st.integers(1, 30), st.integers(1, 3), st.booleans())
+def test_the_target_is_met_exactly_with_the_mixture_that_was_asked(target: int, max_repeat: int, even: bool) -> None:
+    rows = rows_of(*({"source": "abc"[row % 3]} for row in range(60)))
+    weights = {"a": 1, "b": 1, "c": 1} if even else {"a": 0.5, "b": 0.2, "c": 0.3}
+    balance = BalanceConfig(target=target, weights=weights, max_repeat=max_repeat)
+    found = chosen(rows, SelectConfig(balance=balance))
+    assert sum(found.table["repeat"].to_pylist()) == target
+    for name, weight in weights.items():
+        drawn = sum(repeat for source, repeat in columns(found, "source", "repeat") if source == name)
+        assert abs(drawn - target * weight / sum(weights.values())) < 1
+        assert drawn == found.mixture.realised[name]
+
+
+def test_rows_keep_their_draws_when_a_source_is_added() -> None:
+    """The numbers always; the draws as well, where the old sources' quotas stay what they were."""
+    old = rows_of(*({"source": "ab"[row % 2]} for row in range(40)))
+    new = pl.concat([old, rows_of(*({"source": "z"} for _ in range(60)))[40:]])
+    before = chosen(old, SelectConfig(balance=BalanceConfig(target=20, weights={"a": 1, "b": 3})))
+    after = chosen(new, SelectConfig(balance=BalanceConfig(target=30, weights={"a": 1, "b": 3, "z": 2})))
+    found, wanted = by_key(after, "draw", "repeat", "reason"), by_key(before, "draw", "repeat", "reason")
+    assert len(wanted) == 40
+    assert {key: found[key] for key in wanted} == wanted
+
+
+def test_a_cap_keeps_about_its_number_of_each_concept_and_says_so() -> None:
+    rows = rows_of(*({"width": 1 if row < 50 else 2} for row in range(60)))
+    config = SelectConfig.model_validate({"balance": {"cap": {"by": "width", "at": 20}}})
+    found = pl.DataFrame(pl.from_arrow(chosen(rows, config).table.drop_columns(["merged_captions"])))
+    capped = found.filter(pl.col("reason") == "cap_width")
+    assert 15 <= len(capped) <= 45, "50 rows, of which each stays with probability 0.4"
+    assert set(capped["rule_value"]) == {"width=1, count=50"}
+    assert (capped["draw"] * 50 >= 20).all()
+    assert found.filter(pl.col("verdict") == "kept")["key"].to_list()[-10:] == KEYS[50:]
+    higher = SelectConfig.model_validate({"balance": {"cap": [{"by": "width", "at": 30}]}})
+    more = chosen(rows, higher).table
+    kept = {key for key, verdict in columns(chosen(rows, config), "key", "verdict") if verdict == "kept"}
+    assert kept <= {key for key, verdict in zip(more["key"].to_pylist(), more["verdict"].to_pylist(), strict=True)
+                    if verdict == "kept"}  # fmt: skip
+
+
+def test_caps_compose_with_each_other_and_with_the_target() -> None:
+    rows = rows_of(*({"width": row % 2, "source": "ab"[row % 3 == 0], "clip_score": row / 60} for row in range(60)))
+    caps = [{"by": "width", "at": 20}, {"by": "source", "at": 10}]
+    config = SelectConfig.model_validate({"balance": {"cap": caps, "target": 8, "weights": {"a": 1, "b": 1}}})
+    found = chosen(rows, config)
+    reasons = found.table["reason"].to_pylist()
+    assert {"cap_width", "cap_source", "balance", None} == set(reasons)
+    assert found.mixture.realised == {"a": 4, "b": 4}
+    assert sum(found.table["repeat"].to_pylist()) == 8
+
+
+def test_selecting_what_was_selected_selects_all_of_it() -> None:
+    """Idempotence: rules, survivors and a target of their own number drop nothing from a selection."""
+    rows = rows_of(*({"clip_score": (row % 7) / 10} for row in range(60)))
+    edges = pa.concat_tables([edge(row, row + 2, 0.97) for row in range(50)])
+    config = SelectConfig.model_validate({"rules": {"clip": "clip_score >= 0.2"}, "balance": {"target": 12}})
+    first = chosen(rows, config, None, edges)
+    kept = [key for key, verdict in columns(first, "key", "verdict") if verdict == "kept"]
+    inside = edges.filter(
+        pc.and_(pc.is_in(edges["left_key"], pa.array(kept)), pc.is_in(edges["right_key"], pa.array(kept)))
+    )
+    again = chosen(rows.filter(pl.col("key").is_in(kept)), config, None, inside)
+    assert len(kept) == 12
+    assert again.table["reason"].null_count == 12
+
+
+@pytest.mark.parametrize("part_rows", [1, 5, 60])
+def test_parts_do_not_matter(part_rows: int) -> None:
+    rows = rows_of(*({"clip_score": (row % 7) / 10, "source": "ab"[row % 2], "width": row} for row in range(60)))
+    edges = pa.concat_tables([edge(row, row + 2, 0.97) for row in range(50)])
+    asked = {
+        "rules": {"best": {"top": "width", "fraction": 0.7, "per": ["source"]}, "clip": "clip_score >= 0.2"},
+        "balance": {"target": 12, "cap": {"by": "source", "at": 15}, "temperature": 2, "if_short": "all"},
+        "holdout_share": 0.2,
+    }
+    config = SelectConfig.model_validate(asked)
+    assert select(rows, None, edges, config, part_rows=part_rows).table.equals(chosen(rows, config, None, edges).table)
+
+
+def test_two_rows_of_one_key_are_refused() -> None:
+    with pytest.raises(LedgerError, match=f"two candidates have the key {KEYS[0]}"):
+        chosen(pl.concat([rows_of({}), rows_of({"source": "b"})]), SelectConfig())
+    with pytest.raises(LedgerError, match="which is no candidate of this run"):
+        chosen(rows_of({}), SelectConfig(), class_of(0, 1))
