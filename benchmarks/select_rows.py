@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataengine.schemas import CANDIDATE, CLASS, EDGE, SAMPLE, TableSchema, score_schema
+from dataengine.schemas import CANDIDATE, CAPTIONS, CLASS, EDGE, SAMPLE, TableSchema, score_schema
 from dataengine.select.keyed import Keys
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory
 from dataengine.storage.store import Root
@@ -50,7 +50,6 @@ class FinishedRun:
 
     root: Root
     units: Mapping[str, tuple[UnitDirectory, str]]
-    keys: Keys
 
 
 def sources_of(num_rows: int) -> list[Source]:
@@ -68,8 +67,17 @@ def random_keys(sources: list[Source], num_rows: int) -> Keys:
     return Keys(high, random.integers(0, 2**64, num_rows, dtype=np.uint64))
 
 
-def write_run(folder: Path, num_rows: int, num_edges: int) -> FinishedRun:
-    """A run that is complete up to dedup."""
+def run_of(folder: Path) -> FinishedRun:
+    """The run that `write_run` left in `folder`."""
+    root = Root(str(folder))
+    paths = [path for path in root.list("runs/bench") if path.endswith("/complete.json")]
+    units = {path.removeprefix("runs/bench/").rpartition("-")[0]: UnitDirectory(root, path.rpartition("/")[0])
+             for path in paths}  # fmt: skip
+    return FinishedRun(root, {step: (unit, f"{unit.path}/complete.json") for step, unit in units.items()})
+
+
+def write_run(folder: Path, num_rows: int, num_edges: int) -> Keys:
+    """A run that is complete up to dedup; the keys of its candidates."""
     sources = sources_of(num_rows)
     keys = random_keys(sources, num_rows)
     writer = _Writer(Root(str(folder)), {})
@@ -87,7 +95,7 @@ def write_run(folder: Path, num_rows: int, num_edges: int) -> FinishedRun:
     writer.complete(
         "dedup/images", [writer.part("dedup/images", at, "edge", EDGE, table) for at, table in enumerate(pieces)]
     )
-    return FinishedRun(writer.root, writer.units, keys)
+    return keys
 
 
 @dataclass
@@ -126,14 +134,17 @@ def _write_part(writer: _Writer, source: Source, keys: Keys, bounds: tuple[int, 
         (f"download/{source.name}", "sample", SAMPLE, _sample(texts, failed, random)),
         (f"score/clip.{source.name}", "score", SCORE, _score(texts, failed, random)),
     ):
-        written[name] = writer.part(step, number, name, schema, _table(schema, columns, end - begin))
+        written[name] = writer.part(step, number, name, schema, table_of(schema, columns, end - begin))
     return written
 
 
-def _table(schema: TableSchema, columns: Mapping[str, Any], num_rows: int) -> pa.Table:
+def table_of(schema: TableSchema, columns: Mapping[str, Any], num_rows: int) -> pa.Table:
+    """A table of `schema`; columns that are not given are empty."""
     arrays = []
     for field in schema.arrow:
         values = columns.get(field.name)
+        if values is None and not field.nullable:
+            values = _maps(num_rows) if field.type == CAPTIONS else pa.repeat("", num_rows)
         array = pa.nulls(num_rows, field.type) if values is None else pa.array(values)
         arrays.append(array.cast(field.type))
     return pa.Table.from_arrays(arrays, schema=schema.arrow)
@@ -219,7 +230,7 @@ def _classes(keys: Keys, num_members: int) -> pa.Table:
     first = np.concatenate([[True], np.diff(ids) > 0]) if num_members else np.zeros(0, bool)
     speakers = members[np.maximum.accumulate(np.where(first, np.arange(num_members), 0))] if num_members else members
     columns = {"key": keys.texts(members), "kind": pa.repeat("pixels", num_members), "class_key": keys.texts(speakers)}
-    return _table(CLASS, columns, num_members)
+    return table_of(CLASS, columns, num_members)
 
 
 def _edges(keys: Keys, num_edges: int) -> pa.Table:
@@ -237,7 +248,7 @@ def _edges(keys: Keys, num_edges: int) -> pa.Table:
         "similarity": random.uniform(0.95, 1, num_edges).astype(np.float32),
         "phash_distance": random.integers(0, 20, num_edges).astype(np.int16),
     }
-    return _table(EDGE, columns, num_edges)
+    return table_of(EDGE, columns, num_edges)
 
 
 def score_files(run: FinishedRun) -> Iterator[tuple[str, str]]:

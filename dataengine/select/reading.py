@@ -65,11 +65,15 @@ class Reader:
         """The pool, with the columns that the question looks at. Raises ConfigError when a rule breaks on a row."""
         cells = self._cells() if "cell" in question.read else None
         builder = PoolBuilder(self.sources, question.row_rules, question.kept, with_evidence)
-        for source in self.sources:
-            parts = list(self._parts(source, question.read))
-            for part, table in self._each(parts, self._part, question.read):
-                builder.add(source, part[0].part, table if cells is None else cells.added_to(table))
+        for source, part, table in self.tables(question.read):
+            builder.add(source, part, table if cells is None else cells.added_to(table))
         return builder.finish()
+
+    def tables(self, read: Sequence[str]) -> Iterator[tuple[str, str, pa.Table]]:
+        """(source, part, the columns `read` of its candidates), in the order of the pool."""
+        for source in self.sources:
+            for part, table in self._each(list(self._parts(source)), self._part, read):
+                yield source, part[0].part, table
 
     def duplicates(self, pool: Pool, question: Question) -> Duplicates:
         """What dedup found among the pool's rows, in the respects that the question asks about."""
@@ -135,7 +139,7 @@ class Reader:
     def _caption(self, commit: Commit) -> pa.Table:
         return read_table(self.inputs.root, commit.objects["candidate"].path, CANDIDATE, ["caption"])
 
-    def _parts(self, source: str, read: Sequence[str]) -> Iterator[tuple[Commit, ...]]:
+    def _parts(self, source: str) -> Iterator[tuple[Commit, ...]]:
         """By part: the commits of candidates, samples and of each scorer."""
         scorers = [f"score/{scorer}.{source}" for scorer in self.columns.of_scores]
         steps = (f"sources/{source}", f"download/{source}", *scorers)
