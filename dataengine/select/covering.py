@@ -1,6 +1,8 @@
 """Greedy cover and connected groups over labels, row by row in compiled code.
 
-Both take time in proportion to rows and edges: a label is gone through once for each row of it that stays.
+Both take time in proportion to rows and edges: a label is gone through once for each row of it that stays. The cover
+works on places in the order of preference, and its labels are numbered as the order meets them, because what costs is
+memory: labels and their edges are then read one after another.
 """
 
 from __future__ import annotations
@@ -27,30 +29,77 @@ class Links(NamedTuple):
 
 
 class Cover(NamedTuple):
-    """The verdict on each row: [rows]."""
+    """The verdict on each place of an order: [places]."""
 
-    survivor: NDArray[np.int32]
-    """The row that it yields to; -1 where it stays or was not asked about."""
+    leader: NDArray[np.int32]
+    """The place that it yields to; -1 where it stays or was not asked about."""
     similarity: NDArray[np.float32]
     respect: NDArray[np.int8]
     """Which of the policy's relations says so."""
 
 
 class _Tally(NamedTuple):
-    """Who covers each label so far: [labels]."""
+    """Who covers each label so far: [labels]; the last two are kept only where several rows may stay of an image."""
 
     first: NDArray[np.int32]
-    """Place in the order of the first row that stays and covers it; -1 for none."""
-    last: NDArray[np.int32]
+    """Place of the first row that stays and covers it; -1 for none."""
     alike: NDArray[np.float32]
     """Similarity to the first."""
+    last: NDArray[np.int32]
     num_rows: NDArray[np.int32]
 
 
+def in_order(links: Links, order: NDArray[np.int32]) -> Links:
+    """`links` with a label by place of `order`, and labels numbered by their first place; others are left out."""
+    labels, numbers, olds = _number(order, links.labels)
+    starts, at = _carried(olds, numbers, links.starts, links.others)
+    return links._replace(
+        labels=labels,
+        starts=starts,
+        others=numbers[links.others[at]],
+        similarity=links.similarity[at],
+        distance=links.distance[at],
+    )
+
+
 @compiled
-def _tally(size: int) -> _Tally:
+def _number(
+    order: NDArray[np.int32], labels: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """The new label by place, the new label by old one (-1 for none), and the old one by new one."""
+    found, numbers = np.empty(len(order), np.int32), np.full(len(labels), -1, np.int32)
+    olds = np.empty(len(order), np.int32)
+    count = 0
+    for place in range(len(order)):
+        label = labels[order[place]]
+        if numbers[label] < 0:
+            numbers[label], olds[count] = count, label
+            count += 1
+        found[place] = numbers[label]
+    return found, numbers, olds[:count].copy()
+
+
+@compiled
+def _carried(
+    olds: NDArray[np.int32], numbers: NDArray[np.int32], starts: NDArray[np.int64], others: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts by new label, and which of the edges are carried over: those to a label that has a number."""
+    new_starts, at = np.zeros(len(olds) + 1, np.int64), np.empty(len(others), np.int64)
+    count = 0
+    for label in range(len(olds)):
+        for edge in range(starts[olds[label]], starts[olds[label] + 1]):
+            if numbers[others[edge]] >= 0:
+                at[count] = edge
+                count += 1
+        new_starts[label + 1] = count
+    return new_starts, at[:count].copy()
+
+
+@compiled
+def _tally(size: int, counted: bool) -> _Tally:
+    few = size if counted else 0
     return _Tally(
-        np.full(size, -1, np.int32), np.full(size, -1, np.int32), np.zeros(size, np.float32), np.zeros(size, np.int32)
+        np.full(size, -1, np.int32), np.zeros(size, np.float32), np.full(few, -1, np.int32), np.zeros(few, np.int32)
     )
 
 
@@ -60,46 +109,53 @@ def _counts(links: Links, at: int) -> bool:
 
 
 @compiled
-def _spread(links: Links, tally: _Tally, label: int, place: int) -> None:
-    """Note at a label, and at those joined to it, that the row at `place` of the order stays."""
-    if tally.first[label] < 0:
-        tally.first[label], tally.alike[label] = place, np.float32(1)
-    tally.last[label] = place
-    tally.num_rows[label] += 1
-    for at in range(links.starts[label], links.starts[label + 1]):
-        if not _counts(links, at):
-            continue
-        other = links.others[at]
-        if tally.last[other] != place:
-            tally.last[other] = place
-            tally.num_rows[other] += 1
-            if tally.first[other] < 0:
-                tally.first[other], tally.alike[other] = place, links.similarity[at]
-        elif tally.first[other] == place:  # several edges may join two labels
-            tally.alike[other] = max(tally.alike[other], links.similarity[at])
+def _full(links: Links, tally: _Tally, label: int) -> bool:
+    """Whether as many rows as may stay cover a label."""
+    return bool(tally.first[label] >= 0 if links.max_rows == 1 else tally.num_rows[label] >= links.max_rows)
 
 
 @compiled
-def greedy_cover(
-    order: NDArray[np.int32], passed: NDArray[np.bool_], two: bool, one: Links, other: Links, found: Cover
-) -> None:
-    """Fill `found` by walking the passed rows of `order`; `other` counts only when there are `two` relations."""
-    tally = _tally(len(one.labels))
-    tally_2 = _tally(len(other.labels) if two else 0)
-    for place in range(len(order)):
-        row = order[place]
-        if not passed[row]:
+def _note(links: Links, tally: _Tally, label: int, place: int, similarity: np.float32) -> None:
+    """Note that the row at `place` stays and covers a label; several edges may say so."""
+    if tally.first[label] < 0:
+        tally.first[label], tally.alike[label] = place, similarity
+    elif tally.first[label] == place:
+        tally.alike[label] = max(tally.alike[label], similarity)
+    if links.max_rows > 1 and tally.last[label] != place:
+        tally.last[label] = place
+        tally.num_rows[label] += 1
+
+
+@compiled
+def _spread(links: Links, tally: _Tally, label: int, place: int) -> None:
+    """Note at a label, and at those joined to it, that the row at `place` stays."""
+    _note(links, tally, label, place, np.float32(1))
+    for at in range(links.starts[label], links.starts[label + 1]):
+        if _counts(links, at):
+            _note(links, tally, links.others[at], place, links.similarity[at])
+
+
+@compiled
+def greedy_cover(passed: NDArray[np.bool_], two: bool, one: Links, other: Links, found: Cover) -> None:
+    """Fill `found` by walking the places that passed; `other` counts only when there are `two` relations.
+
+    The relations are `in_order`.
+    """
+    tally = _tally(len(one.starts) - 1, one.max_rows > 1)
+    tally_2 = _tally(len(other.starts) - 1 if two else 0, other.max_rows > 1)
+    for place in range(len(passed)):
+        if not passed[place]:
             continue
-        label, label_2 = one.labels[row], other.labels[row]
+        label, label_2 = one.labels[place], other.labels[place]
         leader, alike, said = -1, np.float32(-1), 0
-        if tally.num_rows[label] >= one.max_rows:
+        if _full(one, tally, label):
             leader, alike = tally.first[label], tally.alike[label]
-        if two and tally_2.num_rows[label_2] >= other.max_rows:
+        if two and _full(other, tally_2, label_2):
             leader_2, alike_2 = tally_2.first[label_2], tally_2.alike[label_2]
             if leader < 0 or leader_2 < leader or (leader_2 == leader and alike_2 > alike):
                 leader, alike, said = leader_2, alike_2, 1
         if leader >= 0:
-            found.survivor[row], found.similarity[row], found.respect[row] = order[leader], alike, said
+            found.leader[place], found.similarity[place], found.respect[place] = leader, alike, said
             continue
         _spread(one, tally, label, place)
         if two:

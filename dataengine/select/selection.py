@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -18,17 +18,19 @@ from dataengine.errors import LedgerError
 from dataengine.keys import draws_of_bits
 from dataengine.select.balance import Mixture, apportion, draw_rows
 from dataengine.select.caps import cap
+from dataengine.select.covering import in_order
 from dataengine.select.keyed import ABSENT
 from dataengine.select.pool import Pool, Reason, Texts
 from dataengine.select.preference import best_first, preference
 from dataengine.select.ranks import rank
-from dataengine.select.rules import Compiled, RankRule, RowRule, values_seen
+from dataengine.select.rules import PASSED, Compiled, RankRule, RowRule, values_seen
 from dataengine.select.survivors import REASONS, Respect, cover, group_rows, respects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dataengine.config.select import SelectConfig, SurvivorConfig
+    from dataengine.select.covering import Links
     from dataengine.select.duplicates import Duplicates
     from dataengine.select.relations import Relation
 
@@ -85,8 +87,7 @@ class Selector:
     pool: Pool
     duplicates: Duplicates
     seed: int
-    _respects: dict[SurvivorConfig, list[Respect]] = field(default_factory=dict)
-    _orders: dict[tuple[str, tuple[str, ...]], NDArray[np.int32]] = field(default_factory=dict)
+    _prepared: dict[Any, tuple[NDArray[np.int32], list[Links]]] = field(default_factory=dict)
 
     def decide(self, config: SelectConfig, rules: Sequence[Compiled], *, detailed: bool = True) -> Decision:
         """The verdict on every row under `config`, whose compiled rules are `rules`.
@@ -144,12 +145,14 @@ class Selector:
 
     def _survive(self, decision: Decision, config: SelectConfig, *, grouped: bool) -> None:
         passed = decision.kept
-        compared, order = self._prepare(config.survivors)
-        found = cover(compared, order, passed)
-        decision.survivor, decision.similarity = found.survivor, found.similarity
+        order, compared = self._prepare(config.survivors)
+        found = cover(compared, passed[order])
+        places = np.flatnonzero(found.leader != ABSENT)
+        rows = order[places]
+        decision.survivor[rows] = order[found.leader[places]]
+        decision.similarity[rows] = found.similarity[places]
         for number, reason in enumerate(REASONS[config.survivors.policy]):
-            yielded = np.flatnonzero((found.survivor != ABSENT) & (found.respect == number))
-            decision.drop(yielded, ("select", reason))
+            decision.drop(rows[found.respect[places] == number], ("select", reason))
         if grouped:
             decision.group = group_rows(self._linked(config.survivors), passed, self.pool.keys)
         if config.holdout_share:
@@ -163,17 +166,23 @@ class Selector:
         linked = config.model_copy(update={"policy": policy})
         return respects(linked, self.duplicates.images, self.duplicates.captions, np.zeros(0, np.int64))
 
-    def _prepare(self, config: SurvivorConfig) -> tuple[list[Respect], NDArray[np.int32]]:
-        """What the policy compares, and every row that has a duplicate in it, best first."""
+    def _prepare(self, config: SurvivorConfig) -> tuple[NDArray[np.int32], list[Links]]:
+        """Every row that has a duplicate under the policy, best first, and what the policy compares, in that order."""
         images, captions = self.duplicates.images, self.duplicates.captions
         usable = self.pool.failed == 0
-        if config not in self._respects:
-            self._respects[config] = respects(config, images, captions, np.flatnonzero(usable))
-        if (config.policy, config.prefer) not in self._orders:
-            order = preference(config.prefer, self.pool.columns.columns)
+        # Thresholds are part of a relation only where two are made one.
+        made_of = config if config.policy == "pair" else (config.policy, config.prefer)
+        if made_of not in self._prepared:
+            columns = preference(config.prefer, self.pool.columns.columns)
             rows = np.flatnonzero(usable & _related(config.policy, images, captions))
-            self._orders[config.policy, config.prefer] = best_first(order, self.pool.columns, self.pool.keys, rows)
-        return self._respects[config], self._orders[config.policy, config.prefer]
+            order = best_first(columns, self.pool.columns, self.pool.keys, rows)
+            compared = respects(config, images, captions, rows)
+            self._prepared[made_of] = order, [in_order(respect.links, order) for respect in compared]
+        order, links = self._prepared[made_of]
+        if config.policy == "pair":
+            return order, links
+        asked = respects(config, images, captions, np.zeros(0, np.int64))
+        return order, [old._replace(**respect.limits) for old, respect in zip(links, asked, strict=True)]
 
     def _balance(self, decision: Decision, config: SelectConfig, *, detailed: bool) -> None:
         held = decision.kept & decision.held_out
@@ -210,7 +219,8 @@ class Selector:
 def _judge(decision: Decision, state: NDArray[np.uint8], rule: RowRule) -> None:
     """Drop the rows that fail a rule over one row, for its name or for the column that is null."""
     numbers = np.array([0, *(decision.number_of(("select", reason)) for reason in rule.reasons)], np.int16)
-    decision.reason = np.where(decision.reason == 0, numbers[state], decision.reason)
+    rows = np.flatnonzero((state != PASSED) & decision.kept)
+    decision.reason[rows] = numbers[state[rows]]
 
 
 def _related(policy: str, images: Relation, captions: Relation) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,13 +43,20 @@ class Respect:
     """Rows that may stay of one image."""
 
     @property
+    def limits(self) -> dict[str, Any]:
+        """What counts, for compiled code."""
+        return {
+            "min_similarity": np.float32(self.min_similarity),
+            "max_distance": self.max_distance,
+            "max_rows": self.max_rows,
+        }
+
+    @property
     def links(self) -> Links:
-        """The same for compiled code."""
+        """All of it for compiled code."""
         relation = self.relation
-        return Links(
-            *(relation.labels, relation.starts, relation.others, relation.similarity, relation.distance),
-            *(np.float32(self.min_similarity), self.max_distance, self.max_rows),
-        )
+        columns = (relation.labels, relation.starts, relation.others, relation.similarity, relation.distance)
+        return Links(*columns, **self.limits)
 
 
 def respects(config: SurvivorConfig, images: Relation, captions: Relation, rows: NDArray[np.integer]) -> list[Respect]:
@@ -77,17 +84,18 @@ def _narrowed(respect: Respect) -> Relation:
     )
 
 
-def cover(compared: Sequence[Respect], order: NDArray[np.int32], passed: NDArray[np.bool_]) -> Cover:
-    """Who stays of the `passed` rows (bool [rows]), taken in `order`, which holds every row that has a duplicate.
+def cover(compared: Sequence[Links], passed: NDArray[np.bool_]) -> Cover:
+    """Who stays of the places that `passed` (bool [places]), taken in their order; `compared` is `in_order`.
 
     Among several surviving duplicates a row yields to the best; of two relations that name it, the more similar one
     says so.
     """
-    num_rows = len(passed)
-    found = Cover(np.full(num_rows, ABSENT, np.int32), np.zeros(num_rows, np.float32), np.zeros(num_rows, np.int8))
+    num_places = len(passed)
+    found = Cover(
+        np.full(num_places, ABSENT, np.int32), np.zeros(num_places, np.float32), np.zeros(num_places, np.int8)
+    )
     if compared:
-        first, second = compared[0], compared[-1]
-        greedy_cover(order, passed, len(compared) > 1, first.links, second.links, found)
+        greedy_cover(passed, len(compared) > 1, compared[0], compared[-1], found)
     return found
 
 
