@@ -101,10 +101,10 @@ class RunTables:
         found: list[str] = []
         for source in self.sources:
             paths = self._paths(source, "candidate")
-            ranges = range(len(paths)) if not paths else self._parts_between(source, first, last)
-            if paths:
+            wanted = [paths[at] for at in self._parts_between(source, first, last)]
+            if wanted:
                 within = pl.col("key").is_between(pl.lit(first), pl.lit(last))
-                found += self._scan([paths[at] for at in ranges]).filter(within).select("key").collect()["key"]
+                found.extend(self._scan(wanted).filter(within).select("key").collect()["key"])
         return sorted(found)
 
     def record(self, key: str) -> Record | None:

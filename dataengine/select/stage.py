@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,6 +24,20 @@ from dataengine.storage.rundir import Part, Plan
 
 _WRITERS = 8
 """Parts written at once: a store takes milliseconds to make one safe, in which others are encoded."""
+_RUN_ROWS = 100_000
+"""Rows whose verdicts are spelt out together: per part, that would be mostly overhead."""
+
+
+def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """The blocks in runs of about so many rows."""
+    run: list[Block] = []
+    for block in blocks:
+        run.append(block)
+        if block.end - run[0].begin >= _RUN_ROWS:
+            yield run
+            run = []
+    if run:
+        yield run
 
 
 @dataclass(frozen=True)
@@ -72,12 +86,15 @@ class Select(Step):
         decision = Selector(pool, reader.duplicates(pool, question), self.seed).decide(self.config, question.rules[0])
         merged = self._merged(decision, pool, reader)
 
-        def write(block: Block) -> None:
-            table = selection_table(decision, pool, merged, block.begin, block.end)
-            outputs.table(f"{block.source}.{block.part}", SELECTION, table)
+        def write(blocks: Sequence[Block]) -> None:
+            begin = blocks[0].begin
+            table = selection_table(decision, pool, merged, begin, blocks[-1].end)
+            for block in blocks:
+                rows = table.slice(block.begin - begin, block.end - block.begin)
+                outputs.table(f"{block.source}.{block.part}", SELECTION, rows)
 
         with ThreadPoolExecutor(max(_WRITERS, machine.num_threads)) as threads:
-            list(threads.map(write, pool.blocks))
+            list(threads.map(write, _runs(pool.blocks)))
         outputs.rows_in = outputs.rows_out = len(pool)
         outputs.count(num_by_reason(decision))
         outputs.facts["mixture"] = self._mixture(decision.mixture)

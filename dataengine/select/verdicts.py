@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -79,7 +79,7 @@ def merge_captions(decision: Decision, pool: Pool, rows: NDArray[np.int64], capt
 
 
 def selection_table(decision: Decision, pool: Pool, merged: Merged, begin: int, end: int) -> pa.Table:
-    """SELECTION of the pool's rows `begin` to `end`, in their order."""
+    """SELECTION of the pool's rows `begin` to `end`, in their order; checked when it is written."""
     here = slice(begin, end)
     rows = np.arange(begin, end)
     reason = decision.reason[here]
@@ -91,7 +91,7 @@ def selection_table(decision: Decision, pool: Pool, merged: Merged, begin: int, 
     for texts in decision.words:
         evidence = texts.within(begin, end, evidence)
     draw = decision.draw[here]
-    columns = {
+    columns: dict[str, Any] = {
         "key": pool.keys.texts(rows),
         "source": pa.array(pool.sources, pa.string()).take(pa.array(pool.source[here])),
         "verdict": pa.array(["kept", "dropped"]).take(pa.array(dropped.astype(np.int8))),
@@ -106,9 +106,8 @@ def selection_table(decision: Decision, pool: Pool, merged: Merged, begin: int, 
         "draw": pa.array(draw, mask=np.isnan(draw)),
         "merged_captions": _merged_maps(merged, begin, end),
     }
-    return SELECTION.table(
-        {name: pa.array(values) if isinstance(values, np.ndarray) else values for name, values in columns.items()}
-    )
+    arrays = [pa.array(columns[field.name]).cast(field.type) for field in SELECTION.arrow]
+    return pa.Table.from_arrays(arrays, schema=SELECTION.arrow)
 
 
 def _merged_maps(merged: Merged, begin: int, end: int) -> pa.Array:
