@@ -262,7 +262,7 @@ class Outputs:
     def table(self, name: str, schema: TableSchema, table: pa.Table) -> None:
         """Write a checked table; the first one written gives the part's number of rows."""
         content = parquet_bytes(schema.check(table))
-        if not any(item.path.endswith(".parquet") for item in self.objects.values()):
+        if not any(item.path.endswith(".parquet") for item in list(self.objects.values())):  # threads may write
             self.rows_out = len(table)
         self._put(name, f"{name}.parquet", content, len(table))
 

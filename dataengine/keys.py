@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +41,22 @@ def member_key(source: str, shard: str, member: str, occurrence: int) -> str:
     return hashlib.blake2b(_SEPARATOR.join(field.encode() for field in fields), digest_size=16).hexdigest()
 
 
+def key_characters(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
+    """The characters of each key: uint8 [rows, 32], without a copy where they lie side by side already.
+
+    Raises ValueError when a key is null or not 32 characters long.
+    """
+    array = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    if not len(array):
+        return np.zeros((0, KEY_CHARS), np.uint8)
+    _, ends, texts = array.buffers()
+    kind = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    offsets = np.frombuffer(ends, kind, len(array) + 1, array.offset * np.dtype(kind).itemsize)
+    if array.null_count or (np.diff(offsets) != KEY_CHARS).any():
+        raise ValueError(f"keys must be {KEY_CHARS} hex characters each")
+    return np.frombuffer(texts, np.uint8, KEY_CHARS * len(array), int(offsets[0])).reshape(-1, KEY_CHARS)
+
+
 def key_bits(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
     """The leading 64 bits of each key: uint64 [rows], uniform over the whole range.
 
@@ -52,16 +67,7 @@ def key_bits(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
 
 def key_bytes(keys: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
     """The 16 bytes of each key: uint8 [rows, 16]. Raises ValueError when a key is null or not 32 characters long."""
-    array = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
-    if isinstance(array, pa.ChunkedArray):  # pyarrow keeps a chunked array of no chunks as it is
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    lengths = pc.binary_length(array)
-    if array.null_count or not pc.all(pc.equal(lengths, KEY_CHARS), min_count=0).as_py():
-        raise ValueError(f"keys must be {KEY_CHARS} hex characters each")
-    fixed = array.cast(pa.binary()).cast(pa.binary(KEY_CHARS))
-    content = np.frombuffer(fixed.buffers()[1] or b"", np.uint8)
-    characters = content[fixed.offset * KEY_CHARS : (fixed.offset + len(fixed)) * KEY_CHARS]
-    nibbles = _NIBBLES[characters].reshape(len(array), KEY_CHARS)
+    nibbles = _NIBBLES[key_characters(keys)]
     return np.left_shift(nibbles[:, ::2], np.uint8(4)) | nibbles[:, 1::2]
 
 
@@ -82,7 +88,12 @@ def draws(keys: pa.ChunkedArray | pa.Array, seed: int, purpose: str) -> NDArray[
 
     The same row draws the same number whatever part, worker or order it is met in.
     """
-    mixed = mix64(key_bits(keys), seed, purpose)
+    return draws_of_bits(key_bits(keys), seed, purpose)
+
+
+def draws_of_bits(bits: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.float64]:
+    """`draws` of keys that are known by their leading 64 bits: float64 [rows]."""
+    mixed = mix64(bits, seed, purpose)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53  # 53 bits: exactly a float64, never 1.0
 
 

@@ -6,7 +6,7 @@ sources ──► download ──► score ──► dedup ──► select ─�
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dataengine.config.dedup import ImageDedupConfig
@@ -31,7 +31,9 @@ from dataengine.schemas import TableSchema
 from dataengine.score.heads import identify_head
 from dataengine.score.stage import Score
 from dataengine.score.weights import identify_scorer
-from dataengine.select.stage import Select, needed_columns
+from dataengine.select.columns import Columns
+from dataengine.select.question import Question
+from dataengine.select.stage import Select
 from dataengine.sources.in_place import IndexImages, IndexImg2Dataset, IndexTars
 from dataengine.sources.stage import MergeTable, ScanTable
 from dataengine.storage.rundir import digest
@@ -56,11 +58,10 @@ class Pipeline:
 def build_pipeline(config: RunConfig) -> Pipeline:
     """The steps that `config` asks for.
 
-    Raises ConfigError when a selection rule or preference does not fit the columns that there will be, or a model, its
+    Raises ConfigError when a rule, preference or cap does not fit the columns that there will be, or a model, its
     weights or a head's do not exist.
     """
     scores = _score_tables(config)
-    needed_columns(config.select, scores)  # refuses what would fail only after everything was scored
     steps: list[Step] = [*_source_steps(config), *_score_steps(config), *_dedup_steps(config)]
     steps.append(_select_step(config, scores))
     recipes = _recipes(steps)
@@ -171,17 +172,22 @@ def _edge_steps(config: RunConfig) -> tuple[str, ...]:
 
 
 def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select:
-    return Select(tuple(sorted(config.sources)), tuple(scores.items()), config.select, _edge_steps(config), config.seed)
+    columns = Columns(tuple(scores.items()), config.passthrough_names, config.caption_names)
+    if config.dedup.images is not None:
+        columns = replace(columns, with_cell=True)
+    # Refuses what would fail only after everything was scored.
+    question = Question.ask([config.select], columns)
+    columns = replace(columns, with_cell="cell" in question.read)
+    return Select(tuple(sorted(config.sources)), columns, config.select, _edge_steps(config), config.seed)
 
 
 def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published: Mapping[str, Any]) -> list[Step]:
     sources, tables, columns = tuple(sorted(config.sources)), tuple(scores.items()), config.score_columns
     spec = signature_spec(config.dedup.captions, config.seed) if config.dedup.captions is not None else None
-    extra = sorted({name for source in config.sources.values() for name in source.passthrough})
     return [
         PlanShards(config.name, sources, tuple(scores), config.emit, published),
         *(RouteRows(source, tables, columns) for source in sources),
-        WriteShards(config.name, sources, columns, config.caption_names, tuple(extra)),
+        WriteShards(config.name, sources, columns, config.caption_names, config.passthrough_names),
         *([*map(KeptCaptions, sources), PublishCaptions(sources, spec)] if spec is not None else []),
         Publish(
             dataset=config.name,

@@ -6,33 +6,42 @@ import subprocess
 import sys
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from dataengine.config.load import load_config
 from dataengine.config.run import RunConfig
-from dataengine.schemas import score_schema
-from dataengine.select.rules import compile_rules
-from dataengine.select.stage import rule_schema
+from dataengine.errors import ConfigError
+from dataengine.pipeline import build_pipeline
+from dataengine.select.question import Question
+from dataengine.select.stage import Select
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNS = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "kustomization.yaml")
 
 
+RULES = sorted(path.name for path in (CONFIGS / "rules").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_rules_fit_the_tables(name: str) -> None:
     config = load_config(CONFIGS / name)
-    tables = {
-        scorer: score_schema(
-            config.clip_score_columns[scorer].values(), wanted.heads, measures=scorer == config.first_scorer
-        )
-        for scorer, wanted in config.score.scorers.items()
-    }
-    frame = pl.DataFrame(pl.from_arrow(rule_schema(tables).empty_table()))
-    rules = compile_rules(config.select.rules, frame.schema)
-    assert [rule.name for rule in rules] == list(config.select.rules)
-    preferred = [order.split()[0] for order in config.select.survivors.prefer]
-    assert set(preferred) <= set(frame.columns)
+    step = next(step for step in build_pipeline(config).steps if isinstance(step, Select))
+    assert [rule.name for rule in Question.ask([config.select], step.columns).rules[0]] == list(config.select.rules)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_of_others_fit_any_run(name: str) -> None:
+    """Each file is what it says, and its own first line tells how to ask for it."""
+    text = (CONFIGS / "rules" / name).read_text()
+    config = load_config(CONFIGS / "quickstart.yaml", [f"select.rules=@{CONFIGS / 'rules' / name}"])
+    assert config.select.rules
+    assert f"--set select.rules=@configs/rules/{name}" in text or name == "laion.yaml"
+    assert build_pipeline(config)
+
+
+def test_an_override_from_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--set select\.rules=@gone\.yaml: cannot read gone\.yaml"):
+        load_config(CONFIGS / "quickstart.yaml", ["select.rules=@gone.yaml"])
 
 
 @pytest.fixture(scope="module")

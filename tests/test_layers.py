@@ -16,7 +16,7 @@ STAGES = ("sources", "download", "score", "dedup", "select", "emit")
 # Stage wiring may touch stores; every other file of a stage package is a kernel: arrays and bytes in and out.
 WIRING = {
     *("stage", "caption_steps", "text_steps", "image_steps", "image_search", "against", "publish_steps", "publish"),
-    *("versions", "fetched_part", "located_part", "in_place"),
+    *("versions", "reading", "fetched_part", "located_part", "in_place"),
 }
 LAYERS: dict[str, int] = {
     "errors": 0, "scaling": 0, "png": 0,

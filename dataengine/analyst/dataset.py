@@ -31,30 +31,31 @@ class Dataset:
 
     def samples(self) -> pl.LazyFrame:
         """One row per emitted sample (schemas.manifest_schema), sorted by shard and index."""
-        return self._scan(self.version.tables("samples"))
+        return self.scan(self.version.tables("samples"))
 
     def ledger(self) -> pl.LazyFrame:
         """One row per candidate (schemas.LEDGER), sorted by key."""
-        return self._scan(self.version.tables("ledger"))
+        return self.scan(self.version.tables("ledger"))
 
     def shards(self) -> pl.LazyFrame:
         """One row per tar (schemas.SHARDS)."""
-        return self._scan(["shards.parquet"])
+        return self.scan(["shards.parquet"])
 
     def funnel(self) -> pl.LazyFrame:
         """Candidates and rows by source, state, stage and reason (schemas.FUNNEL)."""
-        return self._scan(["stats/funnel.parquet"])
+        return self.scan(["stats/funnel.parquet"])
 
     def histogram(self) -> pl.LazyFrame:
         """Scored and emitted samples by source, score and bin (schemas.HISTOGRAM)."""
-        return self._scan(["stats/histogram.parquet"])
+        return self.scan(["stats/histogram.parquet"])
 
     def score_names(self) -> list[str]:
         """The score columns of this version's samples table, in order."""
         fixed = set(manifest_schema(()).arrow.names)
         return [name for name in self.samples().collect_schema().names() if name not in fixed]
 
-    def _scan(self, paths: list[str]) -> pl.LazyFrame:
+    def scan(self, paths: list[str]) -> pl.LazyFrame:
+        """Some Parquet files of this version, by their paths in it, as one table."""
         root = self.version.root
         addresses = [root.address(self.version.locate(path)) for path in paths]
         return pl.scan_parquet(addresses, storage_options=dict(root.options) or None, glob=False)

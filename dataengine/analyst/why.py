@@ -1,7 +1,8 @@
-"""Tells the story of a row: what became of it, at which stage, for which reason, and which row stands for it.
+"""Tells the story of a row: how it was fetched, what became of it, for which reason, and which row stands for it.
 
-In goes a dataset and a key, the beginning of a key, or a URL; out comes a `Story` of plain dataclasses. It
-reads the ledger and the samples table, never a tar, and renders nothing.
+In goes a dataset or a run, and a key, the beginning of a key, or a URL; out comes a `Story` of plain dataclasses. It
+reads tables, never a tar, and renders nothing. A dataset knows its ledger and its samples; what the stages saw is told
+as well where the run lies beside it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 import polars as pl
 
 from dataengine.analyst.dataset import Dataset
+from dataengine.analyst.run_tables import Record, RunTables
 from dataengine.errors import InputError
-from dataengine.keys import KEY_CHARS
+from dataengine.keys import KEY_CHARS, url_keys
 
 MIN_PREFIX_CHARS = 8  # 32 bits: among 24 million keys, one prefix in 180 meets a second row
 NUM_SUGGESTIONS = 3
 NUM_COMPARED = 2000  # URLs of the same host that suggestions are drawn from
+_PLAIN = ("key", "source", "url", "num_rows", "state", "stage", "reason", "rule_value")
 _MEMBERS = ("image", "txt", "json")
 _LAST = "g"  # sorts after every hex digit
 
@@ -43,12 +46,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class Survivor:
-    """The row that a dropped duplicate yields to; `shard` is null where the ledger names no emitted row."""
+    """The row that a dropped duplicate yields to; `shard` is null where it is not emitted, `stored` without the run."""
 
     key: str
     url: str | None
     shard: str | None
     similarity: float | None
+    stored: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Outcome:
     rule_value: str | None
     survivor: Survivor | None
     placement: Placement | None
+    record: Record | None = None
+    """What the stages wrote of it, where the run is at hand."""
 
 
 @dataclass(frozen=True)
@@ -75,50 +81,111 @@ class Story:
     outcomes: tuple[Outcome, ...]
 
 
-def why(dataset: Dataset, key_or_url: str) -> Story:
+def why(dataset: Dataset, key_or_url: str, run: RunTables | None = None) -> Story:
     """What became of the candidates of this key, this beginning of a key (8 characters or more), or this URL.
 
     Raises InputError when nothing matches, naming the nearest keys or URLs.
     """
+    query, is_key = _parse(key_or_url)
+    rows = _ledger_rows(dataset, query, is_key=is_key)
+    if not rows:
+        advice = _nearest_keys(dataset, query.lower()) if is_key else _nearest_urls(dataset, query)
+        raise InputError(f"{query!r} is no candidate of {dataset.version.root.url}; {advice}")
+    shards = dataset.shards().select("shard", "source", "path", "min_key", "max_key").collect()
+    scores = dataset.score_names()
+    outcomes = []
+    for row in rows:
+        own = _sample(dataset, shards, row["key"]) if row["state"] == "emitted" else None
+        outcomes.append(
+            Outcome(
+                **{name: row[name] for name in _PLAIN},
+                survivor=_survivor(dataset, shards, row, run) if row["survivor_key"] else None,
+                placement=_placement(own, dict(shards.select("shard", "path").iter_rows()), scores) if own else None,
+                record=run.record(row["key"]) if run is not None else None,
+            )
+        )
+    return Story(query, tuple(outcomes))
+
+
+def why_in_run(run: RunTables, key_or_url: str) -> Story:
+    """The same of a run that has published nothing yet, as far as it has come.
+
+    `state` is `kept` or `dropped`, `failed` for a failed download before select, else `undecided`. Raises InputError
+    when nothing matches.
+    """
+    query, is_key = _parse(key_or_url)
+    keys = run.keys_from(query.lower()) if is_key else run.keys_of(query)
+    records = [record for record in map(run.record, keys) if record is not None]
+    if not records:
+        raise InputError(
+            f"{query!r} is no candidate of this run; give a key of its tables, or a URL as the input had it"
+        )
+    return Story(query, tuple(_undecided(run, record) for record in records))
+
+
+def _undecided(run: RunTables, record: Record) -> Outcome:
+    chosen, sample = record.selection, record.sample
+    state = chosen.get("verdict") or ("failed" if sample.get("status") == "failed" else "undecided")
+    failed = {"stage": "download", "reason": sample.get("reason"), "rule_value": sample.get("detail")}
+    told: dict[str, Any] = chosen or (failed if state == "failed" else {})
+    other = run.record(chosen["survivor_key"]) if chosen.get("survivor_key") else None
+    survivor = None
+    if other is not None:
+        survivor = Survivor(chosen["survivor_key"], other.candidate["url"], None, chosen["similarity"], other.stored)
+    return Outcome(
+        **{name: record.candidate[name] for name in ("key", "source", "url", "num_rows")},
+        state=state,
+        stage=told.get("stage"),
+        reason=told.get("reason"),
+        rule_value=told.get("rule_value"),
+        survivor=survivor,
+        placement=None,
+        record=record,
+    )
+
+
+def _parse(key_or_url: str) -> tuple[str, bool]:
+    """The query without blanks, and whether it is a key or the beginning of one. Raises InputError."""
     query = key_or_url.strip()
     is_key = re.fullmatch(rf"[0-9a-fA-F]{{1,{KEY_CHARS}}}", query) is not None
     if is_key and len(query) < MIN_PREFIX_CHARS:
         raise InputError(f"{query!r}: give at least {MIN_PREFIX_CHARS} characters of a key")
-    matches = (
-        pl.col("key").is_between(pl.lit(query.lower()), pl.lit(query.lower() + _LAST))
-        if is_key
-        else pl.col("url") == query
+    return query, is_key
+
+
+def _ledger_rows(dataset: Dataset, query: str, *, is_key: bool) -> list[dict[str, Any]]:
+    """Rows of the ledger by key; only row groups that can hold one are read, but for URLs of samples in tars."""
+    if is_key:
+        within = pl.col("key").is_between(pl.lit(query.lower()), pl.lit(query.lower() + _LAST))
+        return dataset.ledger().filter(within).sort("key").collect().to_dicts()
+    made = [url_keys(source, [query])[0] for source in dataset.manifest["sources"]]
+    frames = [dataset.ledger().filter(pl.col("key") == key) for key in made]
+    rows = pl.concat(pl.collect_all(frames)).sort("key").to_dicts() if frames else []
+    return rows or dataset.ledger().filter(pl.col("url") == query).sort("key").collect().to_dicts()
+
+
+def _sample(dataset: Dataset, shards: pl.DataFrame, key: str) -> dict[str, Any] | None:
+    """The row of the samples table: looked for in the parts of the shards whose keys enclose it, then in all."""
+    paths = dataset.version.tables("samples")
+    order = shards.sort("shard").with_row_index("number")
+    numbers = order.filter((pl.col("min_key") <= key) & (pl.col("max_key") >= key))["number"].to_list()
+    if len(paths) == len(shards):  # a part of the table for each shard, in the same order
+        for number in numbers:
+            rows = dataset.scan([paths[number]]).filter(pl.col("key") == key).collect().to_dicts()
+            if rows:
+                return rows[0]
+    rows = dataset.samples().filter(pl.col("key") == key).collect().to_dicts()
+    return rows[0] if rows else None
+
+
+def _survivor(dataset: Dataset, shards: pl.DataFrame, row: dict[str, Any], run: RunTables | None) -> Survivor:
+    key, similarity = row["survivor_key"], row["similarity"]
+    (other,) = dataset.ledger().filter(pl.col("key") == key).collect().to_dicts() or [{"url": None, "state": None}]
+    sample = _sample(dataset, shards, key) if other["state"] == "emitted" else None
+    record = run.record(key) if run is not None else None
+    return Survivor(
+        key, other["url"], sample["shard"] if sample else None, similarity, record.stored if record else None
     )
-    rows = dataset.ledger().filter(matches).sort("key").collect().to_dicts()
-    if not rows:
-        advice = _nearest_keys(dataset, query.lower()) if is_key else _nearest_urls(dataset, query)
-        raise InputError(f"{query!r} is no candidate of {dataset.version.root.url}; {advice}")
-    samples = _samples_of(dataset, {row["key"] for row in rows} | {row["survivor_key"] for row in rows} - {None})
-    paths = dict(dataset.shards().select("shard", "path").collect().iter_rows())
-    scores = dataset.score_names()
-    return Story(query, tuple(_outcome(row, samples, paths, scores) for row in rows))
-
-
-def _samples_of(dataset: Dataset, keys: set[str]) -> dict[str, dict[str, Any]]:
-    found = dataset.samples().filter(pl.col("key").is_in(sorted(keys))).collect()
-    return {row["key"]: row for row in found.to_dicts()}
-
-
-def _outcome(
-    row: dict[str, Any], samples: dict[str, dict[str, Any]], paths: dict[str, str], scores: list[str]
-) -> Outcome:
-    own = samples.get(row["key"])
-    plain = ("key", "source", "url", "num_rows", "state", "stage", "reason", "rule_value")
-    return Outcome(
-        **{name: row[name] for name in plain},
-        survivor=_survivor(row, samples) if row["survivor_key"] else None,
-        placement=_placement(own, paths, scores) if own else None,
-    )
-
-
-def _survivor(row: dict[str, Any], samples: dict[str, dict[str, Any]]) -> Survivor:
-    sample = samples.get(row["survivor_key"], {})
-    return Survivor(row["survivor_key"], sample.get("url"), sample.get("shard"), row["similarity"])
 
 
 def _placement(row: dict[str, Any], paths: dict[str, str], scores: list[str]) -> Placement:

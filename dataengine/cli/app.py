@@ -36,7 +36,11 @@ app = typer.Typer(
 ConfigPath = Annotated[Path, typer.Argument(help="The run's YAML config.", show_default=False)]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a config value; may be given several times."),
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Override a config value, or take it from a YAML file with @FILE; repeatable.",
+    ),
 ]
 DatasetAddress = Annotated[
     str,
@@ -121,6 +125,28 @@ def plan(config: ConfigPath, overrides: Overrides = []) -> None:  # noqa: B006
 
 
 @app.command()
+def preview(
+    config: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006
+    sweep: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=LOW:HIGH:STEP", help="Yield at each value of a rule, column or key; repeatable."),
+    ] = [],  # noqa: B006
+    plot: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write histograms and curves there, as PNG and one HTML page.")
+    ] = None,
+) -> None:
+    """Say what select would make of a run whose duplicates are found: funnel, mixture, overlap of rules, difference.
+
+    Reads scores and duplicates once and writes nothing of the run. Example:
+    [bold]dataengine preview configs/openuni_24m.yaml --sweep clip_score=0.18:0.28:0.02[/bold]
+    """
+    from dataengine.cli.preview import print_preview
+
+    print_preview(config, overrides, sweep, plot)
+
+
+@app.command()
 def status(
     run: Annotated[
         str, typer.Argument(help="A run's folder or URL (<root>/runs/<name>), or its config.", show_default=False)
@@ -135,16 +161,23 @@ def status(
 
 @app.command()
 def why(
-    dataset: DatasetAddress,
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|DATASET",
+            help="A run (<root>/runs/<name>), a dataset folder (latest version), a version folder, or a manifest.json.",
+            show_default=False,
+        ),
+    ],
     key_or_url: Annotated[
         str, typer.Argument(metavar="KEY|URL", help="A key, the first 8 or more characters of one, or a URL.")
     ],
     options: StoreOptions = [],  # noqa: B006
 ) -> None:
-    """Tell one sample's story: kept or dropped, where, for which reason and on what evidence."""
+    """Tell one sample's story: how it was fetched, its scores, kept or dropped, for which reason, and where it went."""
     from dataengine.cli.inspect import print_why
 
-    print_why(dataset, key_or_url, options)
+    print_why(address, key_or_url, options)
 
 
 @app.command()

@@ -13,9 +13,10 @@ from rich.progress import Progress, TaskID
 
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.analyst.faults import Fault
+from dataengine.analyst.run_tables import Record, RunTables, open_run
 from dataengine.analyst.stats import per_source, score_quantiles
 from dataengine.analyst.verify import can_decode, verify
-from dataengine.analyst.why import Outcome, why
+from dataengine.analyst.why import Outcome, why, why_in_run
 from dataengine.cli.tables import funnel_table, printable, score_tables, sources_table
 from dataengine.errors import ConfigError, CorruptObject
 
@@ -67,34 +68,62 @@ def print_stats(address: str, options: list[str]) -> None:
 
 
 def print_why(address: str, key_or_url: str, options: list[str]) -> None:
-    """The story of one sample."""
+    """The story of one sample, from a dataset or a run."""
     console = Console(soft_wrap=True)
-    dataset = open_dataset(address, store_options(options))
+    settings = store_options(options)
+    run = open_run(address, settings)
+    published = run.published() if run is not None else address
     with _readable_tables(address):
-        story = why(dataset, key_or_url)
+        if published is None:
+            assert run is not None
+            story = why_in_run(run, key_or_url)
+        else:
+            dataset = open_dataset(published, settings)
+            story = why(dataset, key_or_url, RunTables.of_dataset(dataset) if run is None else run)
     for outcome in story.outcomes:
         _print_outcome(outcome, console)
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:
-    color = "green" if outcome.state == "emitted" else "red"
+    color = {"emitted": "green", "kept": "green", "undecided": "yellow"}.get(outcome.state, "red")
     console.print(f"[bold]{outcome.key}[/]  [bold {color}]{outcome.state}[/]", highlight=False)
     lines: dict[str, Any] = {"source": outcome.source, "url": outcome.url, "input rows": outcome.num_rows}
+    if outcome.record is not None:
+        lines |= dict(_seen_by_stages(outcome.record))
     lines |= {"dropped at": outcome.stage, "reason": outcome.reason, "evidence": outcome.rule_value}
     if outcome.survivor is not None:
         kept = outcome.survivor
         where = f"in shard {kept.shard}" if kept.shard else "itself not emitted"
         lines["yields to"] = f"{kept.key} {kept.url or ''} ({where})"
         lines["similarity"] = kept.similarity
+        lines["its image"] = kept.stored
     if outcome.placement is not None:
         placed = outcome.placement
         lines |= {"shard": f"{placed.path}, sample {placed.index_in_shard}", "drawn": f"{placed.repeat} times an epoch"}
+        lines["split"] = placed.split
         lines["caption"] = placed.caption
         lines |= {f"caption {name}": text for name, text in placed.captions.items()}
         lines |= {name: None if score is None else f"{score:.4f}" for name, score in placed.scores.items()}
     for name, value in lines.items():
         if value is not None:
             console.print(f"  {name:<22} {printable(value)}", highlight=False, markup=False)
+
+
+def _seen_by_stages(record: Record) -> Iterator[tuple[str, Any]]:
+    """What a published table does not say: how it was fetched, every score, the group and the draw."""
+    sample, chosen = record.sample, record.selection
+    if sample.get("num_attempts"):
+        yield "fetched", f"{sample['fetched_at']:%Y-%m-%d %H:%M:%S}Z, {sample['num_attempts']} requests"
+        yield "answer", f"{sample['http_status']} {sample['content_type'] or ''}".strip()
+    yield from ((name.replace("_", " "), sample.get(name)) for name in ("final_url", "opt_out", "sha256"))
+    if sample.get("width") is not None:
+        size = f"{sample['width']} × {sample['height']} {sample['format']}"
+        yield "image", f"{size}, fetched as {sample['original_width']} × {sample['original_height']}"
+        yield "its bytes", record.stored
+    for name, value in record.scores.items():
+        if name != "score_status" or value != "ok":
+            yield name, f"{value:.4f}" if isinstance(value, float) else value
+    yield from (("group", chosen.get("group_key")), ("draw", chosen.get("draw")), ("repeat", chosen.get("repeat")))
 
 
 def print_verify(address: str, full: bool, sample: int, options: list[str]) -> None:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dataengine.config.run import RunConfig
+from dataengine.config.select import RULE_TAG
 from dataengine.config.sources import SOURCE_KINDS
 from dataengine.errors import ConfigError
 
@@ -19,7 +20,7 @@ MAX_CONFIG_BYTES = 4 * 2**20
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config at `path` with `a.b=value` overrides applied.
+    """The config at `path` with `a.b=value` overrides applied; `a.b=@file` takes the YAML of a file.
 
     Raises ConfigError naming the file, the key's path, what it holds and what it may hold.
     """
@@ -87,7 +88,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override}: wanted key.path=value, for example --set select.balance.target=1000")
-    value = _parse_yaml(text, f"--set {override}")
+    value = _parse_yaml(_file_text(text[1:], override) if text.startswith("@") else text, f"--set {override}")
     *parents, last = path.split(".")
     node = tree
     for name in parents:
@@ -98,8 +99,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
+def _file_text(path: str, override: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--set {override}: cannot read {path}: {error}; @ stands before the path of a file"
+        ) from error
+
+
 def _explain(where: str, fault: Any) -> str:
-    path = ".".join(str(step) for step in fault["loc"] if step not in SOURCE_KINDS) or "config"
+    path = ".".join(str(step) for step in fault["loc"] if not _is_tag(step)) or "config"
     if fault["type"] == "extra_forbidden":
         hint = _closest(fault["loc"])
         return f"{where}: {path}: unknown key{hint}"
@@ -128,7 +138,14 @@ def _keys_at(model: Any, location: tuple[str | int, ...]) -> list[str]:
     return sorted({name for candidate in candidates for part in _models(candidate) for name in part.model_fields})
 
 
+def _is_tag(step: str | int) -> bool:
+    """Whether a step of a location says which of several models was tried, rather than a key."""
+    return step in SOURCE_KINDS or str(step).startswith(RULE_TAG)
+
+
 def _descend(kind: Any, step: str | int) -> list[Any]:
+    if str(step).startswith(RULE_TAG):
+        return [model for model in _models(kind) if str(step).removeprefix(RULE_TAG) in model.model_fields]
     if step in SOURCE_KINDS:
         return [model for model in _models(kind) if step in get_args(model.model_fields["kind"].annotation)]
     found = [model.model_fields[step].annotation for model in _models(kind) if step in model.model_fields]

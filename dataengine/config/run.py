@@ -13,16 +13,15 @@ from dataengine.config.download import DownloadConfig
 from dataengine.config.score import ScoreConfig
 from dataengine.config.select import SelectConfig
 from dataengine.config.sources import ImageParquetSource, Source, SourceName, TableSource
-from dataengine.schemas import CANDIDATE, LEDGER, SAMPLE, SELECTION, manifest_schema, score_schema
+from dataengine.schemas import CANDIDATE, CELL, LEDGER, SAMPLE, SELECTION, manifest_schema, score_schema
 
 _TAKEN_COLUMNS = {
-    *("row", "place", "code", "failed_rule"),  # given to rows while they are selected
-    *(
-        name
-        for table in (CANDIDATE, SAMPLE, SELECTION, LEDGER, manifest_schema(()), score_schema((), (), measures=True))
-        for name in table.arrow.names
-    ),
+    name
+    for table in (CANDIDATE, SAMPLE, SELECTION, LEDGER, CELL, manifest_schema(()), score_schema((), (), measures=True))
+    for name in table.arrow.names
 }
+_TAKEN_BEGINNINGS = ("extra_", "captions_")
+"""Of the names that rules have for passthrough columns and named captions."""
 
 
 class EmitConfig(Config):
@@ -126,11 +125,19 @@ class RunConfig(Config):
 
     def _check_weights(self) -> None:
         balance = self.select.balance
-        unknown = set(balance.weights) - set(self.sources)
-        if unknown:
-            raise ValueError(
-                f"select.balance.weights names no source: {sorted(unknown)}; sources are {sorted(self.sources)}"
-            )
+        for key, named in (("weights", balance.weights), ("min", balance.min), ("max", balance.max)):
+            if unknown := set(named) - set(self.sources):
+                raise ValueError(
+                    f"select.balance.{key} names no source: {sorted(unknown)}; sources are {sorted(self.sources)}"
+                )
+        for name in balance.min.keys() & balance.max.keys():
+            if balance.min[name] > balance.max[name]:
+                raise ValueError(
+                    f"select.balance.min.{name}: {balance.min[name]} is more than its max {balance.max[name]}"
+                )
+        if balance.temperature != 1 and (balance.weights or balance.target is None):
+            why = "weights say all" if balance.weights else "it shares out a target, so say how many"
+            raise ValueError(f"select.balance.temperature: {balance.temperature} has no effect here: {why}")
         if balance.weights and not any(balance.weights.values()):
             raise ValueError("select.balance.weights: every weight is 0, so nothing could be drawn; raise one")
         if balance.weights and balance.target is None:
@@ -138,7 +145,7 @@ class RunConfig(Config):
 
     def _check_columns(self) -> None:
         for name, count in Counter(self.score_columns).items():
-            if count > 1 or name in _TAKEN_COLUMNS:
+            if count > 1 or name in _TAKEN_COLUMNS or name.startswith(_TAKEN_BEGINNINGS):
                 raise ValueError(
                     f"score.scorers: {name!r} names another column already; rename the head, scorer or caption"
                 )
@@ -149,6 +156,22 @@ class RunConfig(Config):
             raise ValueError(
                 f"dedup.images.scorer: no scorer {images.scorer!r}; scorers are {list(self.score.scorers)}"
             )
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        """Select may ask for more than dedup did, and not for less: other pairs were never stored."""
+        survivors, images, captions = self.select.survivors, self.dedup.images, self.dedup.captions
+        for key, asked, stored in (
+            ("min_image_similarity", survivors.min_image_similarity, images.min_similarity if images else None),
+            ("min_caption_similarity", survivors.min_caption_similarity, captions.min_similarity if captions else None),
+        ):
+            if asked is not None and stored is not None and asked < stored:
+                raise ValueError(
+                    f"select.survivors.{key}: got {asked}, but dedup stores pairs from {stored} on; ask for that or "
+                    f"more, or lower dedup's min_similarity"
+                )
+        if survivors.max_rows_per_image > 1 and survivors.policy in ("caption", "none"):
+            raise ValueError(f"select.survivors.max_rows_per_image: has no effect with policy {survivors.policy}")
 
     @property
     def first_scorer(self) -> str:
@@ -184,3 +207,8 @@ class RunConfig(Config):
             else:
                 names.update(source.caption_fields)
         return tuple(sorted(names))
+
+    @property
+    def passthrough_names(self) -> tuple[str, ...]:
+        """Every passthrough column that a source declares, sorted."""
+        return tuple(sorted({name for source in self.sources.values() for name in source.passthrough}))

@@ -75,7 +75,11 @@ def data_card(manifest: Mapping[str, Any], funnel: pa.Table, *, has_holdout: boo
         f"{counts['num_shards']:,} WebDataset shards, {counts['nbytes']:,} bytes."
     )
     if manifest.get("parent"):
-        summary += f" Child of {manifest['parent']}."
+        summary += (
+            f" Child of {manifest['parent']}: shards whose rows did not change lie there or in versions before; keep "
+            "these beside this one. `urls.txt` of each source lists all shards; readers that scan this folder alone "
+            "do not see them."
+        )
     body = "".join(f"\n## {heading}\n\n{text}" for heading, text in sections.items())
     return f"{_front_matter(title, has_holdout)}\n# {title}\n\n{summary}\n{body}"
 

@@ -7,6 +7,7 @@ same rows under the same config are the same bytes.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -137,10 +138,11 @@ class Publish(Step):
 
     def _shards(self, inputs: Inputs) -> pa.Table:
         (planned,) = inputs.commits("emit/plan")
+        folder = version_path(self.dataset, planned.facts["version"])
         rows = []
         for shard, commit in zip(planned.facts["shards"], inputs.commits("emit/shards"), strict=True):
             tar = commit.objects["tar"]
-            places = {"path": tar.path.partition(f"/v{planned.facts['version']:06d}/")[2], "shard": shard["name"]}
+            places = {"path": posixpath.relpath(tar.path, folder), "shard": shard["name"]}
             names = ("source", "format", "num_samples", "min_key", "max_key")
             rows.append({name: shard[name] for name in names} | places | {"nbytes": tar.nbytes, "sha256": tar.sha256})
         rows.sort(key=lambda row: row["shard"])
@@ -163,7 +165,7 @@ class Publish(Step):
             "format": FORMAT,
             "name": self.dataset,
             "version": planned.facts["version"],
-            "parent": None,
+            "parent": self._parent(inputs),
             "plan": planned.facts["plan"],
             **self.published,
             "sources": {source: self._source_counts(source, ledger, mixture, input_rows) for source in self.sources},
@@ -178,6 +180,12 @@ class Publish(Step):
                 "nbytes": sum(commit.objects["tar"].nbytes for commit in shards),
             },
         }
+
+    def _parent(self, inputs: Inputs) -> str | None:
+        """The newest earlier version that shards of this one lie in."""
+        (planned,) = inputs.commits("emit/plan")
+        folders = {commit.objects["tar"].path.split("/")[2] for commit in inputs.commits("emit/shards")}
+        return max(folders - {f"v{planned.facts['version']:06d}"}, default=None)
 
     def _source_counts(
         self, source: str, ledger: pa.Table, mixture: Mapping[str, Any], input_rows: Mapping[str, int]
@@ -251,7 +259,7 @@ class _Version:
     def adopt(self, commits: list[Commit]) -> None:
         """Remember the files that the shard parts wrote."""
         for item in self._objects(commits):
-            self._remember(item.path.removeprefix(f"{self.folder}/"), item.nbytes, item.sha256)
+            self._remember(posixpath.relpath(item.path, self.folder), item.nbytes, item.sha256)
 
     def _objects(self, commits: list[Commit]) -> Iterator[ObjectRef]:
         for commit in commits:

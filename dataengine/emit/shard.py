@@ -77,8 +77,16 @@ def build_shard(
         write(image)  # on its own: joining the pieces would copy every image
         write(tar.padding(len(image)) + _member(f"{key}.txt", texts[row]) + _member(f"{key}.json", jsons[row]))
     write(tar.END)
-    sizes = np.stack([image_sizes, _lengths(texts), _lengths(jsons)], axis=1)
-    return _content(sizes)
+    return _content(np.stack([image_sizes, _lengths(texts), _lengths(jsons)], axis=1))
+
+
+def place_members(
+    rows: pa.Table, image_sizes: NDArray[np.int64], *, caption_names: Sequence[str], extra_names: Sequence[str]
+) -> ShardContent:
+    """What `build_shard` would return for images of `image_sizes` bytes, without reading or writing one."""
+    texts = [caption.encode() for caption in rows.column("caption").to_pylist()]
+    jsons = encode_jsons(rows, caption_names, extra_names)
+    return _content(np.stack([image_sizes, _lengths(texts), _lengths(jsons)], axis=1))
 
 
 def encode_jsons(rows: pa.Table, caption_names: Sequence[str], extra_names: Sequence[str]) -> list[bytes]:

@@ -22,9 +22,9 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Ste
 from dataengine.emit.buckets import nearest_bucket
 from dataengine.emit.order import sorted_by_key
 from dataengine.emit.plan import ShardPlan, plan_shards
-from dataengine.emit.shard import build_shard
+from dataengine.emit.shard import ShardContent, build_shard, place_members
 from dataengine.emit.sidecars import tar_index
-from dataengine.emit.versions import claim_version, version_path
+from dataengine.emit.versions import claim_version, find_shard, note_shard, version_path
 from dataengine.errors import CorruptObject
 from dataengine.schemas import CANDIDATE, LOCATION, SAMPLE, SELECTION, TableSchema, manifest_schema
 from dataengine.storage.located import places_of, read_located
@@ -168,10 +168,14 @@ class RouteRows(Step):
 
 @dataclass(frozen=True)
 class WriteShards(Step):
-    """Writes one shard per part: tar, index and MANIFEST rows, into the claimed version."""
+    """Writes one shard per part: tar, index and MANIFEST rows, into the claimed version.
+
+    A tar that an earlier published version of the dataset has already, under the same name and with the same rows, is
+    named and not written again.
+    """
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     dataset: str
     sources: tuple[str, ...]
     score_columns: tuple[str, ...]
@@ -209,15 +213,7 @@ class WriteShards(Step):
         rows = inputs.bucket(f"emit/rows.{shard.source}", "rows", schema, part.spec["bucket"]).sort_by("key")
         if len(rows) != shard.num_samples:
             raise CorruptObject(f"{shard.name}: planned {shard.num_samples} samples, its rows are {len(rows)}")
-        with outputs.stream_to("tar", f"{folder}/{shard.path}") as tar:
-            content = build_shard(
-                rows.drop_columns([field.name for field in LOCATION]),
-                self._images(rows, inputs),
-                tar.write,
-                caption_names=self.caption_names,
-                extra_names=self.extra_names,
-            )
-        outputs.put_to("tar_index", f"{folder}/{shard.path}.idx", tar_index(content.sample_offsets))
+        content = self._write_tar(shard, part.spec["version"], rows, inputs, outputs)
         manifest = manifest_schema(self.score_columns)
         columns: dict[str, Any] = {
             name: rows.column(name) for name in rows.column_names if name in manifest.arrow.names
@@ -229,6 +225,31 @@ class WriteShards(Step):
         samples = parquet_bytes(manifest.table({name: _array(values) for name, values in columns.items()}))
         outputs.put_to("samples", f"{folder}/samples/{part.name}.parquet", samples, len(rows))
         outputs.rows_in = outputs.rows_out = len(rows)
+
+    def _write_tar(
+        self, shard: ShardPlan, version: int, rows: pa.Table, inputs: Inputs, outputs: Outputs
+    ) -> ShardContent:
+        """The tar and its index, written, or those of an earlier version that hold the same rows."""
+        told = rows.drop_columns([field.name for field in LOCATION])
+        names = {"caption_names": self.caption_names, "extra_names": self.extra_names}
+        identity = self._identity_of(shard, told)
+        found = find_shard(inputs.root, self.dataset, identity, version)
+        if found is not None:
+            outputs.objects |= found
+            outputs.metrics["num_reused"] = 1
+            return place_members(told, rows.column("nbytes").to_numpy(), **names)
+        folder = version_path(self.dataset, version)
+        with outputs.stream_to("tar", f"{folder}/{shard.path}") as tar:
+            content = build_shard(told, self._images(rows, inputs), tar.write, **names)
+        outputs.put_to("tar_index", f"{folder}/{shard.path}.idx", tar_index(content.sample_offsets))
+        note_shard(inputs.root, self.dataset, identity, version, outputs.objects)
+        return content
+
+    def _identity_of(self, shard: ShardPlan, rows: pa.Table) -> str:
+        """Hash of all that the tar depends on: its place, and its rows but for how often each is drawn."""
+        described = [self.version, shard.path, list(self.caption_names), list(self.extra_names)]
+        content = parquet_bytes(rows.drop_columns(["repeat"]).replace_schema_metadata())
+        return hashlib.sha256(canonical_json(described) + content).hexdigest()
 
     def _images(self, rows: pa.Table, inputs: Inputs) -> Iterator[bytes]:
         places = places_of(rows.select(["object", "offset", "nbytes"]).to_pydict())

@@ -1,8 +1,17 @@
-"""Dataset versions: numbered folders, each claimed by one plan before its first byte and published by its manifest."""
+"""Dataset versions: numbered folders, each claimed by one plan before its first byte and published by its manifest.
+
+A version may name tars of earlier ones as its own (`../v000001/...`), so that a shard whose rows did not change is not
+written again. Which shard holds which rows is noted beside the versions, by the hash of all that its bytes depend on.
+"""
 
 from __future__ import annotations
 
-from dataengine.storage.rundir import canonical_json
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from dataengine.errors import CorruptObject, MissingObject
+from dataengine.storage.rundir import ObjectRef, canonical_json
 from dataengine.storage.store import Root
 
 
@@ -21,3 +30,34 @@ def claim_version(root: Root, dataset: str, plan: str) -> int:
         if root.create(f"{version_path(dataset, version)}/claim.json", claim) == claim:
             return version
         version += 1
+
+
+def note_shard(root: Root, dataset: str, identity: str, version: int, objects: Mapping[str, ObjectRef]) -> None:
+    """Note that `version` holds the shard of `identity`; the first note stays."""
+    record = {"version": version, "objects": {name: asdict(item) for name, item in objects.items()}}
+    root.create(_note_path(dataset, identity), canonical_json(record))
+
+
+def find_shard(root: Root, dataset: str, identity: str, version: int) -> dict[str, ObjectRef] | None:
+    """The objects of the shard of `identity`, where an earlier version than `version` holds it; else None.
+
+    Only published versions count: what an abandoned one left behind may be cleared away by anybody. Raises
+    CorruptObject when the note is none.
+    """
+    path = _note_path(dataset, identity)
+    try:
+        record = json.loads(root.get(path))
+        holder = int(record["version"])
+        objects = {name: ObjectRef(**item) for name, item in record["objects"].items()}
+    except MissingObject:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptObject(f"{root.address(path)}: not the note of a shard: {error!r}; remove it") from error
+    if holder >= version or not root.exists(f"{version_path(dataset, holder)}/manifest.json"):
+        return None
+    whole = all(root.size(item.path) == item.nbytes for item in objects.values())
+    return objects if whole else None
+
+
+def _note_path(dataset: str, identity: str) -> str:
+    return f"datasets/{dataset}/shards/{identity}.json"

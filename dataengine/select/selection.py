@@ -1,216 +1,251 @@
-"""The selection: one verdict per candidate, in the order download, score, rules, against, survivors, balance.
+"""The selection: one verdict per candidate, in the order download, score, rules, contaminated, survivors, balance.
 
-Decides what a row is dropped for: the first thing that stands against it. All columns of all candidates in,
-one SELECTION row per candidate and the mixture out; it reads no store, and no image.
+Decides what a row is dropped for: the first thing that stands against it. A pool, its duplicates and a config in; a
+`Decision` in columns of numbers out, which other modules write down or count. It reads no store, and no image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from dataengine.errors import LedgerError
-from dataengine.keys import draws
-from dataengine.schemas import SELECTION
+from dataengine.keys import draws_of_bits
 from dataengine.select.balance import Mixture, apportion, draw_rows
-from dataengine.select.rules import apply_rules, compile_rules
-from dataengine.select.survivors import choose_survivors
+from dataengine.select.caps import cap
+from dataengine.select.covering import in_order
+from dataengine.select.keyed import ABSENT
+from dataengine.select.pool import Pool, Reason, Texts
+from dataengine.select.preference import best_first, preference
+from dataengine.select.ranks import rank
+from dataengine.select.rules import PASSED, Compiled, RankRule, RowRule, values_seen
+from dataengine.select.survivors import REASONS, Respect, cover, group_rows, respects
 
 if TYPE_CHECKING:
-    from dataengine.config.select import BalanceConfig, SelectConfig
+    from numpy.typing import NDArray
 
-_VERDICT = {
-    "stage": pl.String,
-    "reason": pl.String,
-    "rule_value": pl.String,
-    "group_key": pl.String,
-    "survivor_key": pl.String,
-    "similarity": pl.Float32,
-    "repeat": pl.Int32,
-    "draw": pl.Float64,
-}
+    from dataengine.config.select import SelectConfig, SurvivorConfig
+    from dataengine.select.covering import Links
+    from dataengine.select.duplicates import Duplicates
+    from dataengine.select.relations import Relation
 
 
-_MET = pl.Schema({"key": pl.String, "rule_value": pl.String, "similarity": pl.Float32})
-_ROWS_AT_ONCE = 1_000_000
+@dataclass
+class Decision:
+    """What became of each row of the pool: [rows] each."""
+
+    reasons: list[Reason]
+    """What a row can be dropped for; the first is `KEPT`."""
+    reason: NDArray[np.int16]
+    """Which of `reasons`."""
+    survivor: NDArray[np.int32]
+    similarity: NDArray[np.float32]
+    group: NDArray[np.int32]
+    """Row of the smallest key of its duplicates; `ABSENT` where it has none."""
+    held_out: NDArray[np.bool_]
+    repeat: NDArray[np.int32]
+    draw: NDArray[np.float64]
+    """NaN where nothing was drawn."""
+    num_held_out: int = 0
+    """Kept rows of the split `holdout`."""
+    mixture: Mixture = field(default_factory=lambda: Mixture({}, {}, {}))
+    words: list[Texts] = field(default_factory=list)
+    """Evidence, later ones over earlier ones."""
+
+    @property
+    def num_published(self) -> int:
+        """Rows that are drawn at least once, held-out ones included; known also where no row was drawn yet."""
+        mixture = self.mixture
+        drawn = sum(min(mixture.available[source], number) for source, number in mixture.realised.items())
+        return drawn + self.num_held_out
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Rows to publish."""
+        return self.reason == 0
+
+    def drop(self, rows: NDArray[np.integer], reason: Reason) -> None:
+        """Drop `rows` for one reason."""
+        self.reason[rows] = self.number_of(reason)
+
+    def number_of(self, reason: Reason) -> int:
+        """The place of a reason among `reasons`, where it is put if it is new."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return self.reasons.index(reason)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What to publish, and why nothing else."""
+@dataclass
+class Selector:
+    """Decides over one pool, any number of times: a sweep asks for many configs of it."""
 
-    table: pa.Table
-    """SELECTION, sorted by key."""
-    mixture: Mixture
+    pool: Pool
+    duplicates: Duplicates
+    seed: int
+    _prepared: dict[Any, tuple[NDArray[np.int32], list[Links]]] = field(default_factory=dict)
+
+    def decide(self, config: SelectConfig, rules: Sequence[Compiled], *, detailed: bool = True) -> Decision:
+        """The verdict on every row under `config`, whose compiled rules are `rules`.
+
+        Not `detailed` leaves out what only a published table needs: evidence, groups and each row's draw. Raises
+        ConfigError when the balance asks for what there is not, LedgerError when the verdicts contradict each other.
+        """
+        decision = self._start()
+        for (name, rule), compiled in zip(config.rules.items(), rules, strict=True):
+            if isinstance(compiled, RankRule):
+                self._rank(decision, compiled, detailed=detailed)
+            else:
+                _judge(decision, self.pool.states[name, rule], compiled)
+        if config.contaminated == "drop":
+            self._decontaminate(decision)
+        self._survive(decision, config, grouped=detailed or config.holdout_share > 0)
+        self._balance(decision, config, detailed=detailed)
+        if detailed:
+            _check(decision)
+        return decision
+
+    def _start(self) -> Decision:
+        num_rows = len(self.pool)
+        return Decision(
+            reasons=list(self.pool.reasons),
+            reason=self.pool.failed.copy(),
+            survivor=np.full(num_rows, ABSENT, np.int32),
+            similarity=np.zeros(num_rows, np.float32),
+            group=np.full(num_rows, ABSENT, np.int32),
+            held_out=np.zeros(num_rows, np.bool_),
+            repeat=np.zeros(num_rows, np.int32),
+            draw=np.full(num_rows, np.nan),
+            words=[self.pool.evidence],
+        )
+
+    def _rank(self, decision: Decision, rule: RankRule, *, detailed: bool) -> None:
+        rows = np.flatnonzero(decision.kept)
+        ranked = rank(rule.config, self.pool.columns, self.pool.keys, rows)
+        below = rows[~ranked.kept & ~ranked.null]
+        dropped = [(below, rule.reasons[0])]
+        if rule.config.if_null == "drop":
+            dropped.append((rows[ranked.null], rule.reasons[1]))
+        for which, reason in dropped:
+            decision.drop(which, ("select", reason))
+            if detailed:
+                seen = values_seen(self.pool.columns.select(pl.col(rule.columns).gather(which)), rule.columns)
+                decision.words.append(_texts(which, seen))
+
+    def _decontaminate(self, decision: Decision) -> None:
+        found = self.duplicates.contaminated
+        fresh = decision.kept[found.rows]
+        if fresh.any():
+            rows = found.rows[fresh]
+            decision.drop(rows, ("select", "contaminated"))
+            decision.similarity[rows] = found.similarity[fresh]
+            decision.words.append(Texts(rows, found.words.filter(pa.array(fresh)).cast(pa.large_string())))
+
+    def _survive(self, decision: Decision, config: SelectConfig, *, grouped: bool) -> None:
+        passed = decision.kept
+        order, compared = self._prepare(config.survivors)
+        found = cover(compared, passed[order])
+        places = np.flatnonzero(found.leader != ABSENT)
+        rows = order[places]
+        decision.survivor[rows] = order[found.leader[places]]
+        decision.similarity[rows] = found.similarity[places]
+        for number, reason in enumerate(REASONS[config.survivors.policy]):
+            decision.drop(rows[found.respect[places] == number], ("select", reason))
+        if grouped:
+            decision.group = group_rows(self._linked(config.survivors), passed, self.pool.keys)
+        if config.holdout_share:
+            leaders = np.where(decision.group == ABSENT, np.arange(len(self.pool)), decision.group)
+            bits = self.pool.keys.high[leaders]
+            decision.held_out = draws_of_bits(bits, self.seed, "holdout") < config.holdout_share
+
+    def _linked(self, config: SurvivorConfig) -> list[Respect]:
+        """What makes a group: images, and captions where the policy compares these."""
+        policy = "either" if config.policy in ("caption", "either") else "image"
+        linked = config.model_copy(update={"policy": policy})
+        return respects(linked, self.duplicates.images, self.duplicates.captions, np.zeros(0, np.int64))
+
+    def _prepare(self, config: SurvivorConfig) -> tuple[NDArray[np.int32], list[Links]]:
+        """Every row that has a duplicate under the policy, best first, and what the policy compares, in that order."""
+        images, captions = self.duplicates.images, self.duplicates.captions
+        usable = self.pool.failed == 0
+        # Thresholds are part of a relation only where two are made one.
+        made_of = config if config.policy == "pair" else (config.policy, config.prefer)
+        if made_of not in self._prepared:
+            columns = preference(config.prefer, self.pool.columns.columns)
+            rows = np.flatnonzero(usable & _related(config.policy, images, captions))
+            order = best_first(columns, self.pool.columns, self.pool.keys, rows)
+            compared = respects(config, images, captions, rows)
+            self._prepared[made_of] = order, [in_order(respect.links, order) for respect in compared]
+        order, links = self._prepared[made_of]
+        if config.policy == "pair":
+            return order, links
+        asked = respects(config, images, captions, np.zeros(0, np.int64))
+        return order, [old._replace(**respect.limits) for old, respect in zip(links, asked, strict=True)]
+
+    def _balance(self, decision: Decision, config: SelectConfig, *, detailed: bool) -> None:
+        held = decision.kept & decision.held_out
+        decision.num_held_out = int(held.sum())
+        for item in config.balance.caps:
+            rows = np.flatnonzero(decision.kept & ~held)
+            concepts = self.pool.columns[item.by].gather(rows)
+            capped = cap(item, concepts, self.pool.keys.high[rows], self.seed)
+            over = ~capped.kept
+            decision.drop(rows[over], ("select", f"cap_{item.by}"))
+            decision.draw[rows[over]] = capped.numbers[over]
+            if detailed:
+                seen = pl.DataFrame({item.by: concepts.filter(over), "count": capped.counts[over]})
+                decision.words.append(_texts(rows[over], values_seen(seen, [item.by, "count"])))
+        rows = np.flatnonzero(decision.kept & ~held)
+        counts = np.bincount(self.pool.source[rows], minlength=len(self.pool.sources)).tolist()
+        available = dict(zip(self.pool.sources, counts, strict=True))
+        decision.mixture = apportion(dict.fromkeys(config.balance.weights, 0) | available, config.balance)
+        if detailed:
+            self._draw(decision, rows, config)
+            decision.repeat[held] = 1
+
+    def _draw(self, decision: Decision, rows: NDArray[np.int64], config: SelectConfig) -> None:
+        """Repeats of the survivors; those never drawn are dropped for `balance`."""
+        of_source = self.pool.source[rows]
+        for number, source in enumerate(self.pool.sources):
+            mine = rows[of_source == number]
+            realised = decision.mixture.realised[source]
+            repeats, numbers = draw_rows(self.pool.keys.take(mine), realised, config.balance.max_repeat, self.seed)
+            decision.repeat[mine], decision.draw[mine] = repeats, numbers
+            decision.drop(mine[repeats == 0], ("select", "balance"))
 
 
-def select(rows: pl.DataFrame, classes: pa.Table, edges: pa.Table, config: SelectConfig, seed: int) -> Selection:
-    """One SELECTION row per candidate.
+def _judge(decision: Decision, state: NDArray[np.uint8], rule: RowRule) -> None:
+    """Drop the rows that fail a rule over one row, for its name or for the column that is null."""
+    numbers = np.array([0, *(decision.number_of(("select", reason)) for reason in rule.reasons)], np.int16)
+    rows = np.flatnonzero((state != PASSED) & decision.kept)
+    decision.reason[rows] = numbers[state[rows]]
 
-    `rows` has a row per candidate: key, source, caption, status, reason and detail of SAMPLE, score_status of SCORE
-    (null when not scored), and every column that rules and `prefer` name. Raises ConfigError when a rule, a
-    preference or the balance does not fit these columns and rows.
-    """
-    candidates = rows.sort("key").with_row_index("row")
-    rules = compile_rules(config.rules, rows.schema)
-    judged = apply_rules(candidates.filter(_usable()), rules)
-    passed = judged.filter(pl.col("failed_rule").is_null())
-    met = contamination(passed, _frame(classes), _frame(edges)) if config.against == "drop" else _nothing_met()
-    contaminated = passed.drop("rule_value").join(met, on="key")
-    passed = passed.join(met, on="key", how="anti")
-    found = choose_survivors(passed, _frame(classes), _frame(edges), config.survivors)
-    verdicts = pl.concat([passed.select("row", "key", "source", "caption"), found], how="horizontal")
-    survivors = verdicts.filter(pl.col("survivor_key").is_null())
-    held_out = _held_out(survivors, config.holdout_share, seed)
-    trained = survivors.filter(~held_out)
-    mixture = _mixture(candidates, trained, config.balance)
-    decided = _in_order(
-        candidates,
-        _failed(candidates),
-        _broke_rule(judged),
-        contaminated.select("row", "rule_value", "similarity", stage=pl.lit("select"), reason=pl.lit("contaminated")),
-        verdicts.filter(pl.col("survivor_key").is_not_null()).with_columns(stage=pl.lit("select")),
-        _drawn(trained, mixture, config.balance, seed),
-        survivors.filter(held_out).with_columns(repeat=pl.lit(1, pl.Int32)),
+
+def _related(policy: str, images: Relation, captions: Relation) -> NDArray[np.bool_]:
+    """Rows that may be duplicates of any under a policy: bool [rows]."""
+    if policy == "none":
+        return np.zeros(len(images.labels), np.bool_)
+    if policy in ("image", "caption"):
+        return (images if policy == "image" else captions).related
+    return images.related & captions.related if policy == "pair" else images.related | captions.related
+
+
+def _texts(rows: NDArray[np.int64], words: pl.Series) -> Texts:
+    return Texts(rows, pa.chunked_array([words.to_arrow().cast(pa.large_string())]))
+
+
+def _check(decision: Decision) -> None:
+    """Prove that every row is in one state, and that every duplicate has a survivor that nothing but balance drops."""
+    if (decision.kept != (decision.repeat > 0)).any():
+        raise LedgerError("select: a row is kept without a draw, or drawn though it is dropped; nothing was selected")
+    left = np.array(
+        [reason is None or reason == "balance" or reason.startswith("cap_") for _, reason in decision.reasons]
     )
-    merges = config.survivors.merge_captions and config.survivors.policy == "image"
-    captions = _merged_captions(decided, verdicts if merges else verdicts.clear())
-    return Selection(_table(decided, captions, config.holdout_share, seed), mixture)
-
-
-def _frame(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    return frame if isinstance(frame, pl.DataFrame) else frame.to_frame()
-
-
-def _usable() -> pl.Expr:
-    return (pl.col("status") == "ok") & (pl.col("score_status") == "ok").fill_null(value=False)
-
-
-def _failed(candidates: pl.DataFrame) -> pl.DataFrame:
-    """Candidates without an image or without scores."""
-    downloaded = pl.col("status") == "ok"
-    return candidates.filter(~_usable()).select(
-        "row",
-        stage=pl.when(downloaded).then(pl.lit("score")).otherwise(pl.lit("download")),
-        reason=pl.when(downloaded).then(pl.col("score_status").fill_null("missing")).otherwise("reason"),
-        rule_value=pl.when(~downloaded).then("detail"),
-    )
-
-
-def _broke_rule(judged: pl.DataFrame) -> pl.DataFrame:
-    broke = judged.filter(pl.col("failed_rule").is_not_null())
-    return broke.select("row", "rule_value", stage=pl.lit("select"), reason="failed_rule")
-
-
-def contamination(rows: pl.DataFrame, classes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
-    """key, rule_value and similarity of the rows that stand in an earlier dataset, too, as copies or nearly.
-
-    `rule_value` is the dataset and the key of the most similar row there. What an edge says of a class representative
-    holds for every row of its class, whichever of them passed the rules.
-    """
-    order = ["similarity", "against", "right_key"]
-    ends = edges.filter(pl.col("against").is_not_null()).sort(order, descending=[True, False, False])
-    nearest = ends.unique("left_key", keep="first", maintain_order=True).select(
-        class_key="left_key",
-        rule_value=pl.format("{} {}", "against", "right_key"),
-        similarity="similarity",
-    )
-    if nearest.is_empty():
-        return _nothing_met()
-    copies = classes.filter(pl.col("kind") == "caption_exact").select("key", "class_key")
-    named = rows.select("key").join(copies, on="key", how="left")
-    of_class = named.with_columns(pl.coalesce("class_key", "key").alias("class_key"))
-    return of_class.join(nearest, on="class_key").select(_MET.names())
-
-
-def _nothing_met() -> pl.DataFrame:
-    return pl.DataFrame(schema=_MET)
-
-
-def _mixture(candidates: pl.DataFrame, survivors: pl.DataFrame, config: BalanceConfig) -> Mixture:
-    available = dict.fromkeys([*candidates["source"].unique(), *config.weights], 0)
-    return apportion(available | dict(survivors.group_by("source").len().iter_rows()), config)
-
-
-def _drawn(survivors: pl.DataFrame, mixture: Mixture, config: BalanceConfig, seed: int) -> pl.DataFrame:
-    """Survivors with their repeats; those never drawn are dropped for `balance`."""
-    drawn = [survivors.clear().with_columns(repeat=pl.lit(0, pl.Int32), draw=pl.lit(0.0))]
-    for (source,), rows in survivors.group_by("source", maintain_order=True):
-        # Without a target a source is drawn once whatever max_repeat says, so the limit never bites there.
-        repeats, numbers = draw_rows(rows["key"].to_arrow(), mixture.realised[str(source)], config.max_repeat, seed)
-        drawn.append(rows.with_columns(repeat=pl.Series(repeats), draw=pl.Series(numbers)))
-    left_out = pl.col("repeat") == 0
-    return pl.concat(drawn).with_columns(
-        stage=pl.when(left_out).then(pl.lit("select")), reason=pl.when(left_out).then(pl.lit("balance"))
-    )
-
-
-def _in_order(candidates: pl.DataFrame, *decisions: pl.DataFrame) -> pl.DataFrame:
-    """One row per candidate, in key order: each is decided exactly once."""
-    decided = pl.concat(
-        [decision.drop("key", "source", "caption", strict=False) for decision in decisions], how="diagonal"
-    )
-    missing = [pl.lit(None, kind).alias(name) for name, kind in _VERDICT.items() if name not in decided.columns]
-    decided = decided.with_columns(missing).sort("row")
-    if not decided["row"].equals(candidates["row"]):
-        raise LedgerError(f"select: {len(candidates)} candidates, but {len(decided)} decisions about them")
-    return pl.concat([candidates.select("key", "source"), decided.select(*_VERDICT)], how="horizontal")
-
-
-def _merged_captions(decided: pl.DataFrame, verdicts: pl.DataFrame) -> pa.ChunkedArray:
-    """The captions that kept rows take over from those that yielded: map `merged_1` ... → text, [rows]."""
-    own = verdicts.select(survivor_key="key", own_caption="caption")
-    yielded = (
-        verdicts.filter(pl.col("survivor_key").is_not_null())
-        .join(own, on="survivor_key", maintain_order="left")
-        .filter((pl.col("caption") != pl.col("own_caption")) & (pl.col("caption") != ""))
-        .unique(["survivor_key", "caption"], keep="first", maintain_order=True)
-        .group_by("survivor_key", maintain_order=True)
-        .agg("caption")
-    )
-    carried = decided.join(yielded, left_on="key", right_on="survivor_key", how="left", maintain_order="left")
-    lists = carried.select(pl.when(pl.col("stage").is_null()).then("caption")).to_series()
-    # Piece by piece, because the texts of one array end at 2 GiB.
-    starts = range(0, max(len(lists), 1), _ROWS_AT_ONCE)
-    return pa.chunked_array([_numbered(lists.slice(start, _ROWS_AT_ONCE)) for start in starts])
-
-
-def _numbered(lists: pl.Series) -> pa.MapArray:
-    """Each list of texts as a map `merged_1`, `merged_2` ... → text; null as an empty one."""
-    counts = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    captions = lists.drop_nulls().explode()
-    numbers = np.arange(len(captions)) - np.repeat(offsets[:-1], counts) + 1
-    names = pl.select(pl.format("merged_{}", pl.Series(numbers))).to_series()
-    return pa.MapArray.from_arrays(
-        pa.array(offsets, pa.int32()),
-        names.to_arrow().cast(pa.string()),
-        captions.to_arrow().cast(pa.string()),
-    )
-
-
-def _held_out(rows: pl.DataFrame, holdout_share: float, seed: int) -> pl.Series:
-    """Which rows are kept out of training: bool [rows].
-
-    Whole groups of duplicates are, so that a near-duplicate never straddles the splits.
-    """
-    if not holdout_share:
-        return pl.repeat(value=False, n=len(rows), eager=True)
-    groups = rows.select(pl.coalesce("group_key", "key")).to_series().to_arrow()
-    return pl.Series(draws(groups, seed, "holdout") < holdout_share)
-
-
-def _table(decided: pl.DataFrame, captions: pa.ChunkedArray, holdout_share: float, seed: int) -> pa.Table:
-    frame = decided.with_columns(
-        verdict=pl.when(pl.col("stage").is_null()).then(pl.lit("kept")).otherwise(pl.lit("dropped")),
-        split=pl.when(_held_out(decided, holdout_share, seed)).then(pl.lit("holdout")).otherwise(pl.lit("train")),
-        repeat=pl.col("repeat").fill_null(0),
-    )
-    names = [name for name in SELECTION.arrow.names if name != "merged_captions"]
-    columns = {name: frame[name].to_arrow() for name in names}
-    return SELECTION.table({**columns, "merged_captions": captions})
+    yields = np.flatnonzero(decision.survivor != ABSENT)
+    lost = ~left[decision.reason[decision.survivor[yields]]]
+    if lost.any():
+        raise LedgerError(f"select: {int(lost.sum())} duplicates yield to a row that did not survive itself")

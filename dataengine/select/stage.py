@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import polars as pl
-import pyarrow as pa
+import numpy as np
 
 from dataengine.config.select import SelectConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
-from dataengine.schemas import CANDIDATE, CLASS, EDGE, LOCATION, SAMPLE, SELECTION, TableSchema
+from dataengine.schemas import SELECTION
 from dataengine.select.balance import Mixture
-from dataengine.select.rules import compile_rules
-from dataengine.select.selection import select
-from dataengine.select.survivors import preference
+from dataengine.select.columns import Columns
+from dataengine.select.pool import Block, Pool
+from dataengine.select.question import Question
+from dataengine.select.reading import Reader, cells_step, read_lines, rule_files
+from dataengine.select.selection import Decision, Selector
+from dataengine.select.verdicts import Merged, donors_and_heirs, merge_captions, num_by_reason, selection_table
+from dataengine.storage.inputs import content_fingerprint
 from dataengine.storage.rundir import Part, Plan
 
-_CANDIDATE_COLUMNS = ["key", "num_rows", "source", "url", "caption"]
-_SAMPLE_COLUMNS = [name for name in SAMPLE.arrow.names if name not in {"key", *(field.name for field in LOCATION)}]
-_ALWAYS = ("key", "source", "caption", "status", "reason", "detail", "score_status")
+_WRITERS = 8
+"""Parts written at once: a store takes milliseconds to make one safe, in which others are encoded."""
+_RUN_ROWS = 100_000
+"""Rows whose verdicts are spelt out together: per part, that would be mostly overhead."""
 
 
-def rule_schema(scores: Mapping[str, TableSchema]) -> pa.Schema:
-    """The columns that rules may name: of CANDIDATE and SAMPLE, and of the SCORE tables by scorer."""
-    fields = [CANDIDATE.arrow.field(name) for name in _CANDIDATE_COLUMNS]
-    fields += [SAMPLE.arrow.field(name) for name in _SAMPLE_COLUMNS]
-    for columns in score_columns(scores).values():
-        fields += columns
-    return pa.schema(fields)
-
-
-def needed_columns(config: SelectConfig, scores: Mapping[str, TableSchema]) -> list[str]:
-    """The columns that a selection looks at, in the order of `rule_schema`.
-
-    Raises ConfigError when a rule or preference does not fit the columns there are.
-    """
-    columns = pl.DataFrame(pl.from_arrow(rule_schema(scores).empty_table())).schema
-    named = [name for rule in compile_rules(config.rules, dict(columns)) for name in rule.columns]
-    preferred = [name for name, _ in preference(config.survivors.prefer, columns.names())]
-    return [name for name in columns if name in {*_ALWAYS, *named, *preferred}]
-
-
-def score_columns(scores: Mapping[str, TableSchema]) -> dict[str, list[pa.Field]]:
-    """What each scorer adds to a row; the status is the first scorer's."""
-    first = next(iter(scores))
-    return {
-        scorer: [
-            field for field in schema.arrow if field.name != "key" and (scorer == first or field.name != "score_status")
-        ]
-        for scorer, schema in scores.items()
-    }
+def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """The blocks in runs of about so many rows."""
+    run: list[Block] = []
+    for block in blocks:
+        run.append(block)
+        if block.end - run[0].begin >= _RUN_ROWS:
+            yield run
+            run = []
+    if run:
+        yield run
 
 
 @dataclass(frozen=True)
@@ -60,9 +45,9 @@ class Select(Step):
     """Decides over every candidate at once: rules, survivors, balance."""
 
     stage: ClassVar[str] = "select"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     sources: tuple[str, ...]
-    scores: tuple[tuple[str, TableSchema], ...]
+    columns: Columns
     config: SelectConfig
     edge_steps: tuple[str, ...]
     seed: int
@@ -76,32 +61,50 @@ class Select(Step):
         per_source = [
             f"{stage}.{source}" if stage.startswith("score/") else f"{stage}/{source}"
             for source in self.sources
-            for stage in ("sources", "download", *(f"score/{scorer}" for scorer, _ in self.scores))
+            for stage in ("sources", "download", *(f"score/{scorer}" for scorer, _ in self.columns.scores))
         ]
-        return tuple(Need(name, whole=True) for name in (*per_source, "dedup/classes", *self.edge_steps))
+        cells = [cells_step(source) for source in self.sources] if self.columns.with_cell else []
+        return tuple(Need(name, whole=True) for name in (*per_source, "dedup/classes", *self.edge_steps, *cells))
 
     def identity(self) -> Mapping[str, Any]:
         return {"sources": list(self.sources), "config": self.config.identity(), "seed": self.seed}
 
     def plan(self, context: PlanContext) -> Plan:
-        return Plan((Part("part-000000"),))
+        files = rule_files(context.root, self.config)
+        reads = {path: content_fingerprint(context.root, path) for paths in files.values() for path in paths}
+        return Plan((Part("part-000000", {"files": files, "reads": reads} if files else {}),), reads)
+
+    def reader(self, inputs: Inputs, num_threads: int) -> Reader:
+        """Reads what this step needs."""
+        return Reader(inputs, self.sources, self.columns, self.edge_steps, num_threads)
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        tables = dict(self._parts(inputs))
-        rows = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables.values())))
-        steps = ("dedup/classes", "dedup/caption-classes")
-        classes = pa.concat_tables([table for step in steps for table in inputs.tables(step, "class", CLASS)])
-        edges = [table for step in self.edge_steps for table in inputs.tables(step, "edge", EDGE)]
-        chosen = select(rows, classes, pa.concat_tables([EDGE.empty(), *edges]), self.config, self.seed)
-        selection = pl.DataFrame(pl.from_arrow(chosen.table))
-        for name, table in tables.items():
-            mine = pl.DataFrame({"key": pl.from_arrow(table.column("key"))})
-            outputs.table(
-                name, SELECTION, _as_selection(mine.join(selection, on="key", how="left", maintain_order="left"))
-            )
-        outputs.rows_in = outputs.rows_out = len(rows)
-        outputs.count(Counter(reason or "kept" for reason in chosen.table.column("reason").to_pylist()))
-        outputs.facts["mixture"] = self._mixture(chosen.mixture)
+        lines = read_lines(inputs.root, part.spec.get("files", {}))
+        question = Question.ask([self.config], self.columns, lines)
+        reader = self.reader(inputs, machine.num_threads)
+        pool = reader.pool(question)
+        decision = Selector(pool, reader.duplicates(pool, question), self.seed).decide(self.config, question.rules[0])
+        merged = self._merged(decision, pool, reader)
+
+        def write(blocks: Sequence[Block]) -> None:
+            begin = blocks[0].begin
+            table = selection_table(decision, pool, merged, begin, blocks[-1].end)
+            for block in blocks:
+                rows = table.slice(block.begin - begin, block.end - block.begin)
+                outputs.table(f"{block.source}.{block.part}", SELECTION, rows)
+
+        with ThreadPoolExecutor(max(_WRITERS, machine.num_threads)) as threads:
+            list(threads.map(write, _runs(pool.blocks)))
+        outputs.rows_in = outputs.rows_out = len(pool)
+        outputs.count(num_by_reason(decision))
+        outputs.facts["mixture"] = self._mixture(decision.mixture)
+
+    def _merged(self, decision: Decision, pool: Pool, reader: Reader) -> Merged:
+        survivors = self.config.survivors
+        if not survivors.merge_captions or survivors.policy != "image":
+            return Merged.none()
+        wanted = donors_and_heirs(decision)
+        return merge_captions(decision, pool, np.flatnonzero(wanted), reader.captions(pool, wanted))
 
     def _mixture(self, mixture: Mixture) -> dict[str, Any]:
         """Draws by source: what survived, what was asked for, what came of it."""
@@ -114,35 +117,3 @@ class Select(Step):
             for source in self.sources
         }
         return {"target": self.config.balance.target, "sources": of_source}
-
-    def _parts(self, inputs: Inputs) -> Iterator[tuple[str, pa.Table]]:
-        """(`<source>.<part>`, the needed columns of its candidates), every table in the same row order."""
-        # All columns of 24 million rows would be tens of gigabytes.
-        needed = needed_columns(self.config, dict(self.scores))
-        schema = pa.schema([rule_schema(dict(self.scores)).field(name) for name in needed])
-        added = {
-            scorer: [field.name for field in fields if field.name in needed]
-            for scorer, fields in score_columns(dict(self.scores)).items()
-        }
-        of_candidate = [name for name in _CANDIDATE_COLUMNS if name in needed]
-        of_sample = [name for name in _SAMPLE_COLUMNS if name in needed]
-        for source in self.sources:
-            columns = [
-                inputs.tables(f"sources/{source}", "candidate", CANDIDATE, of_candidate),
-                inputs.tables(f"download/{source}", "sample", SAMPLE, of_sample),
-                *(
-                    inputs.tables(f"score/{scorer}.{source}", "score", table, added[scorer])
-                    for scorer, table in self.scores
-                ),
-            ]
-            names = [commit.part for commit in inputs.commits(f"sources/{source}")]
-            for name, *pieces in zip(names, *columns, strict=True):
-                arrays = [column for piece in pieces for column in piece.columns]
-                yield f"{source}.{name}", pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _as_selection(frame: pl.DataFrame) -> pa.Table:
-    """`frame` under SELECTION's exact types."""
-    table = frame.select(SELECTION.arrow.names).to_arrow()
-    arrays = [table.column(field.name).cast(field.type) for field in SELECTION.arrow]
-    return pa.Table.from_arrays(arrays, schema=SELECTION.arrow)

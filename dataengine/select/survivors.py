@@ -1,148 +1,115 @@
 """Survivors: which of a set of duplicates stay.
 
-Decides by greedy cover in a total order: rows are taken best first, and a row is dropped exactly when a row
-that stays is its duplicate. So there are no chains, and every dropped row names a survivor it really
-resembles. Rows that passed the rules, CLASS and EDGE in; a verdict per row out. It does not know where the
-edges came from.
+Decides by greedy cover in a total order: rows are taken best first, and a row is dropped exactly when rows that stay
+are its duplicates, as many as may stay of one image. So there are no chains, and every dropped row names a survivor it
+really resembles. Which rows passed the rules and who is related comes in; it does not know where the edges came from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
-from dataengine.errors import ConfigError
-from dataengine.select.columns import require_column
-from dataengine.select.relations import NONE, Duplicates, Relation, both, components
+from dataengine.select.covering import Cover, Links, greedy_cover, smallest, unite_passed
+from dataengine.select.keyed import ABSENT, Keys
+from dataengine.select.relations import UNKNOWN_DISTANCE, Relation, both, flatten, unite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dataengine.config.select import SurvivorConfig
 
-_REASONS = {
+REASONS = {
     "image": ("duplicate_image",),
     "caption": ("duplicate_caption",),
     "pair": ("duplicate_pair",),
     "either": ("duplicate_image", "duplicate_caption"),
     "none": (),
 }
-_VERDICT = pl.Schema({"group_key": pl.String, "survivor_key": pl.String, "similarity": pl.Float32, "reason": pl.String})
+"""By policy, the reason that each of its relations gives."""
 
 
-def choose_survivors(
-    rows: pl.DataFrame, classes: pl.DataFrame, edges: pl.DataFrame, config: SurvivorConfig
-) -> pl.DataFrame:
-    """group_key, survivor_key, similarity and reason per row, in row order; null for a row without duplicate.
+@dataclass(frozen=True)
+class Respect:
+    """A relation in which a policy compares rows, and what counts in it."""
 
-    `rows` holds `key` and the columns that `config.prefer` names, of rows that passed every rule; `classes`
-    and `edges` are CLASS and EDGE. `survivor_key` is null for a row that stays. `group_key` is the smallest
-    key that row is connected to by its image, or by what the policy compares, whether or not any of them
-    was dropped.
-    """
-    order = preference(config.prefer, rows.columns)
-    duplicates = Duplicates.read(classes, edges)
-    wanted = list(dict.fromkeys(["key", *(name for name, _ in order)]))
-    numbered = rows.select(wanted).with_row_index("place").join(duplicates.keys, on="key")
-    ranked = numbered.sort(
-        [*(name for name, _ in order), "key"],
-        descending=[*(downwards for _, downwards in order), False],
-        nulls_last=True,
-    )
-    verdict = _judge(ranked["key"], ranked["code"].to_numpy(), duplicates, config.policy)
-    every_row = rows.select("key").with_row_index("place")
-    judged = every_row.join(verdict.with_columns(ranked["place"]), on="place", how="left", maintain_order="left")
-    return judged.select(_VERDICT.names())
+    relation: Relation
+    min_similarity: float
+    max_distance: int
+    max_rows: int
+    """Rows that may stay of one image."""
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What counts, for compiled code."""
+        return {
+            "min_similarity": np.float32(self.min_similarity),
+            "max_distance": self.max_distance,
+            "max_rows": self.max_rows,
+        }
 
-def preference(prefer: Sequence[str], columns: Sequence[str]) -> list[tuple[str, bool]]:
-    """`prefer` as (column, descending); raises ConfigError for an unknown column or direction."""
-    return [_preferred(text, columns) for text in prefer]
+    @property
+    def links(self) -> Links:
+        """All of it for compiled code."""
+        relation = self.relation
+        columns = (relation.labels, relation.starts, relation.others, relation.similarity, relation.distance)
+        return Links(*columns, **self.limits)
 
 
-def _preferred(text: str, columns: Sequence[str]) -> tuple[str, bool]:
-    where = f"select.survivors.prefer: {text!r}"
-    name, _, direction = text.strip().partition(" ")
-    if direction.strip().lower() not in ("asc", "desc"):
-        raise ConfigError(f"{where}: wanted `column asc` or `column desc`")
-    require_column(name, columns, where)
-    return name, direction.strip().lower() == "desc"
+def respects(config: SurvivorConfig, images: Relation, captions: Relation, rows: NDArray[np.integer]) -> list[Respect]:
+    """What the policy compares; `rows` are all that may ever pass the rules."""
+    distance = UNKNOWN_DISTANCE if config.max_phash_distance is None else config.max_phash_distance
+    image = Respect(images, config.min_image_similarity or 0.0, distance, config.max_rows_per_image)
+    caption = Respect(captions, config.min_caption_similarity or 0.0, UNKNOWN_DISTANCE, 1)
+    if config.policy == "pair":
+        joined = both(_narrowed(image), _narrowed(caption), rows)
+        return [Respect(joined, 0.0, UNKNOWN_DISTANCE, config.max_rows_per_image)]
+    return {"image": [image], "caption": [caption], "either": [image, caption], "none": []}[config.policy]
 
 
-def _judge(keys: pl.Series, codes: NDArray[np.int64], duplicates: Duplicates, policy: str) -> pl.DataFrame:
-    """The verdict on rows in order of preference."""
-    images, captions = duplicates.images(codes), duplicates.captions(codes)
-    relations = {
-        "image": [images],
-        "caption": [captions],
-        "pair": [both(images, captions)] if policy == "pair" else [],
-        "either": [images, captions],
-        "none": [],
-    }[policy]
-    survivors, similarity, respects = cover(relations, len(keys))
-    dropped = survivors != np.arange(len(keys))
-    reasons = pl.Series([*_REASONS[policy], None], dtype=pl.String)
-    linked = [images, captions] if policy in ("caption", "either") else [images]
-    return pl.DataFrame(
-        {
-            "group_key": _group_keys(linked, codes, duplicates.keys["key"]),
-            "survivor_key": keys.gather(survivors),
-            "similarity": similarity,
-            "reason": reasons.gather(np.where(dropped, respects, len(reasons) - 1)),
-        },
-        schema=_VERDICT,
-    ).with_columns(
-        pl.when(pl.Series(dropped)).then("survivor_key").alias("survivor_key"),
-        pl.when(pl.Series(dropped)).then("similarity").alias("similarity"),
+def _narrowed(respect: Respect) -> Relation:
+    """The relation without the edges that do not count."""
+    relation = respect.relation
+    counts = (relation.similarity >= np.float32(respect.min_similarity)) & (relation.distance <= respect.max_distance)
+    kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return Relation(
+        relation.labels,
+        kept[relation.starts],
+        relation.others[counts],
+        relation.similarity[counts],
+        relation.distance[counts],
     )
 
 
-def cover(
-    relations: Sequence[Relation], num_rows: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Each row's survivor (its own number if it stays), the similarity to it, and the relation that says so.
+def cover(compared: Sequence[Links], passed: NDArray[np.bool_]) -> Cover:
+    """Who stays of the places that `passed` (bool [places]), taken in their order; `compared` is `in_order`.
 
-    Rows are numbered best first. Equal to walking them in order, done in rounds: a row better than all its
-    undecided duplicates stays, and these are dropped (the lexicographically first maximal independent set,
-    Blelloch et al. 2012). Among several surviving duplicates a row yields to the best.
+    Among several surviving duplicates a row yields to the best; of two relations that name it, the more similar one
+    says so.
     """
-    ranks = np.arange(num_rows, dtype=np.int64)
-    kept = np.full(num_rows, NONE)
-    undecided, active = ranks, list(relations)
-    while len(undecided):
-        best = _nearest(active, undecided)
-        stays = undecided[best == undecided]
-        kept[stays] = stays
-        left_over = _nearest(active, np.where(best == undecided, undecided, NONE)) == NONE
-        undecided, active = undecided[left_over], [relation.narrowed(left_over) for relation in active]
-    survivors = _nearest(relations, kept)
-    if not relations:
-        return survivors, np.ones(num_rows, np.float32), np.zeros(num_rows, np.int64)
-    similarities = np.array([relation.similarity_to(survivors, kept) for relation in relations])
-    return survivors, similarities.max(axis=0), similarities.argmax(axis=0)
+    num_places = len(passed)
+    found = Cover(
+        np.full(num_places, ABSENT, np.int32), np.zeros(num_places, np.float32), np.zeros(num_places, np.int8)
+    )
+    if compared:
+        greedy_cover(passed, len(compared) > 1, compared[0], compared[-1], found)
+    return found
 
 
-def _nearest(relations: Sequence[Relation], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    nearest = ranks
-    for relation in relations:
-        nearest = np.minimum(nearest, relation.nearest(ranks))
-    return nearest
+def group_rows(compared: Sequence[Respect], passed: NDArray[np.bool_], keys: Keys) -> NDArray[np.int32]:
+    """By passed row, the row of smallest key among those it is connected to, `ABSENT` where it is alone: int32 [rows].
 
-
-def _group_keys(relations: Sequence[Relation], codes: NDArray[np.int64], keys: pl.Series) -> pl.Series:
-    """The smallest key in each row's connected component, null where the row is alone in it."""
-    offsets = np.cumsum([0, *(relation.num_labels for relation in relations)])
-    first = relations[0].labels
-    left, right = [], []
-    for relation, offset in zip(relations, offsets, strict=False):
-        left += [relation.left + offset, first]  # a row ties its labels in all respects together
-        right += [relation.right + offset, relation.labels + offset]
-    groups = components(int(offsets[-1]), np.concatenate(left), np.concatenate(right))[first]
-    smallest = np.full(int(offsets[-1]), NONE)
-    np.minimum.at(smallest, groups, codes)
-    shared = np.bincount(groups, minlength=1)[groups] > 1
-    named = pl.concat([keys, pl.Series([None], dtype=pl.String)])
-    return named.gather(np.where(shared, smallest[groups], len(named) - 1))
+    Connected are rows over any number of duplicates, whether or not any of them was dropped.
+    """
+    num_rows = len(passed)
+    rows = np.flatnonzero(passed).astype(np.int32)
+    labels = [respect.relation.labels + np.int32(number * num_rows) for number, respect in enumerate(compared)]
+    parents = np.arange(num_rows * len(compared), dtype=np.int32)
+    for number, respect in enumerate(compared):
+        unite_passed(parents, number * num_rows, passed, respect.links)
+        unite(parents, labels[0][rows], labels[number][rows])  # a row ties its labels in all respects together
+    flatten(parents)
+    return smallest(parents, labels[0], passed, keys.high, keys.low)

@@ -198,7 +198,7 @@ def _torn_plants(planter: Planter) -> Iterator[Plant]:
     dotted = planter.picture("dotted_key", source=ARCHIVE)
     yield replace(dotted, truth=replace(dotted.truth, member=f"{dotted.truth.member}.v1.2"))
     silent = planter.picture("no_caption", source=ARCHIVE, texts=(Text(None, ""),))
-    yield drop(silent, "select", "clip_score")
+    yield drop(silent, "select", "no_clip_score")
     corrupt = planter.picture("corrupt_member", source=ARCHIVE)
     assert corrupt.body is not None
     yield drop(replace(corrupt, body=half(corrupt.body)), "download", "bad_image")

@@ -99,7 +99,7 @@ def test_only_new_rows_are_read_and_copies_are_known(old: str, tmp_path: Path) -
 
 
 def test_rows_known_elsewhere_may_be_kept(old: str, tmp_path: Path) -> None:
-    dataset, _ = published(tmp_path / "run", list(NEW), 2, "select.against=keep", against=[old])
+    dataset, _ = published(tmp_path / "run", list(NEW), 2, "select.contaminated=keep", against=[old])
     assert open_dataset(dataset).samples().collect().height == len(NEW)
 
 

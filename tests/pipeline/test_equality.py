@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dataengine.analyst.dataset import open_dataset
+from dataengine.analyst.verify import verify
 from dataengine.config.load import load_config
-from dataengine.job import Finished, run_job
+from dataengine.job import Finished, run_job, survey_job
+from dataengine.trainer.dataset import ShardDataset
 from tests.conftest import REPOSITORY, SMALL
 
 
@@ -53,6 +56,33 @@ def test_changed_threshold_redoes_select_and_emit_alone(quickstart_run: Path, tm
     assert finished.dataset.endswith("v000002")
     assert redone == {"select", "emit"}
     assert content(root / "datasets/quickstart/v000001") == content(quickstart_run / "datasets/quickstart/v000001")
+
+
+def test_shards_whose_rows_did_not_change_are_those_of_the_first_version(quickstart_run: Path, tmp_path: Path) -> None:
+    """A rule that touches one source: select and emit alone run, as `plan` says, its tars are written."""
+    root = tmp_path / "copy"
+    shutil.copytree(quickstart_run, root)
+    run(root)  # plans name places, so that a moved run is looked through once
+    override = "select.rules.shop=source <> 'shop' OR key < '8'"
+    config = load_config(REPOSITORY / "configs" / "quickstart.yaml", [f"root={root}", *SMALL, override])
+    planned = survey_job(config).states.values()
+    assert {state.step.stage for state in planned if not state.complete} == {"select", "emit"}
+    finished = run(root, override)
+    assert finished.dataset is not None
+    first, second = root / "datasets/quickstart/v000001", Path(finished.dataset)
+    assert second.name == "v000002"
+    tars = {path.parent.name for path in second.rglob("*.tar")}
+    assert tars == {"shop"}
+    dataset = open_dataset(second)
+    assert dataset.manifest["parent"] == "v000001"
+    paths = dict(dataset.shards().select("shard", "path").collect().iter_rows())
+    assert {name.partition("-")[0] for name, path in paths.items() if path.startswith("../v000001/")} == {
+        "archive", "blog", "photos",
+    }  # fmt: skip
+    assert not verify(dataset, full=True, sample=1, progress=lambda *_: None)
+    samples = dataset.samples().collect()
+    assert {sample["__key__"] for sample in ShardDataset(second, decode="bytes")} == set(samples["key"])
+    assert content(first) == content(quickstart_run / "datasets/quickstart/v000001")
 
 
 def test_asking_for_the_first_config_again_joins_the_first_version(quickstart_run: Path, tmp_path: Path) -> None:

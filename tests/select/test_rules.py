@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataengine.config.select import SelectConfig
 from dataengine.errors import ConfigError
-from dataengine.select.rules import apply_rules, compile_rules
+from dataengine.select.rules import Compiled, compile_rules
+from tests.select.choosing import judged
 
 SCHEMA = {
     "width": pl.Int32(),
@@ -27,9 +29,12 @@ ROWS = pl.DataFrame(
 )
 
 
+def compiled(rules: dict[str, object]) -> list[Compiled]:
+    return compile_rules(SelectConfig.model_validate({"rules": rules}).rules, SCHEMA)
+
+
 def passing(text: str) -> list[bool]:
-    judged = apply_rules(ROWS, compile_rules({"only": text}, ROWS.schema))
-    return judged["failed_rule"].is_null().to_list()
+    return [reason is None for reason, _ in judged(ROWS, {"only": text})]
 
 
 @pytest.mark.parametrize(
@@ -86,44 +91,135 @@ def test_a_rule_passes_the_rows_it_says(text: str, wanted: list[int]) -> None:
 )
 def test_what_is_no_rule_is_refused_by_name(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=r"select\.rules\.only") as caught:
-        compile_rules({"only": text}, SCHEMA)
+        compiled({"only": text})
     assert says in str(caught.value)
 
 
 def test_a_rule_that_breaks_on_a_row_is_named() -> None:
-    rules = compile_rules({"number": "CAST(caption AS INT) > 3"}, SCHEMA)
+    rules = {"fine": "width > 3", "number": "CAST(caption AS INT) > 3"}
     with pytest.raises(ConfigError, match=r"select\.rules\.number"):
-        apply_rules(ROWS, rules)
+        judged(ROWS, rules)
 
 
 def test_the_first_failing_rule_is_named_with_the_values_it_saw() -> None:
-    rules = compile_rules(
-        {"sharp": "clip_score >= 0.29", "large": "width >= 512 AND height >= 512", "said": "caption <> ''"},
-        SCHEMA,
-    )
-    judged = apply_rules(ROWS, rules)
-    assert judged["failed_rule"].to_list() == ["sharp", "large", "sharp", "large", "large"]
-    assert judged["rule_value"].to_list() == [
-        "clip_score=0.28",
-        "width=300, height=900",
-        "clip_score=null",
-        "width=512, height=0",
-        "width=null, height=512",
+    rules = {"sharp": "clip_score >= 0.29", "large": "width >= 512 AND height >= 512", "said": "caption <> ''"}
+    assert judged(ROWS, rules) == [
+        ("sharp", "clip_score=0.28"),
+        ("large", "width=300, height=900"),
+        ("no_clip_score", "clip_score=null"),
+        ("large", "width=512, height=0"),
+        ("no_width", "width=null, height=512"),
     ]
-    assert judged.columns == [*ROWS.columns, "failed_rule", "rule_value"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ("clip_score >= 0.29", ["only", None, "no_clip_score", None, None]),
+        ({"keep": "clip_score >= 0.29", "if_null": "pass"}, ["only", None, None, None, None]),
+        ("coalesce(clip_score, 0) >= 0.29", ["only", None, "only", None, None]),
+        ("clip_score IS NULL OR clip_score >= 0.29", ["only", None, None, None, None]),
+        ("clip_score >= 0.29 OR width > 1000", [None, None, None, None, None]),
+        ("width > 3 AND clip_score > 0 AND NOT caption_truncated",
+         [None, "only", "no_clip_score", "no_caption_truncated", "no_width"]),
+    ],
+)  # fmt: skip
+def test_a_null_drops_under_its_own_reason_unless_the_rule_says_otherwise(
+    rule: object, wanted: list[str | None]
+) -> None:
+    assert [reason for reason, _ in judged(ROWS, {"only": rule})] == wanted
+
+
+def test_nan_passes_no_rule() -> None:
+    frame = pl.DataFrame({"score": pl.Series([float("nan"), 0.5, None], dtype=pl.Float32), "text": ["nan", "1", "x"]})
+    assert [reason for reason, _ in judged(frame, {"only": "score > 0.3"})] == ["no_score", None, "no_score"]
+    assert [reason for reason, _ in judged(frame, {"only": "score < 0.3"})] == ["no_score", "only", "no_score"]
+    texts = [reason for reason, _ in judged(frame, {"only": "TRY_CAST(text AS DOUBLE) > 0.3"})]
+    assert texts == ["only", None, "only"]
 
 
 def test_no_rules_and_no_rows() -> None:
-    assert apply_rules(ROWS, [])["failed_rule"].null_count() == len(ROWS)
-    rules = compile_rules({"large": "width >= 512"}, SCHEMA)
-    assert apply_rules(ROWS.clear(), rules).schema["rule_value"] == pl.String
+    assert judged(ROWS, {}) == [(None, None)] * len(ROWS)
+    assert judged(ROWS.clear(), {"large": "width >= 512"}) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=20), st.permutations(["a", "b", "c"]))
 def test_the_first_failure_in_config_order_decides(rows: list[tuple[int, int]], order: list[str]) -> None:
     texts = {"a": "width > 0", "b": "height > 1", "c": "width + height > 3"}
     frame = pl.DataFrame(rows, schema={"width": pl.Int32, "height": pl.Int32}, orient="row")
-    judged = apply_rules(frame, compile_rules({name: texts[name] for name in order}, frame.schema))
-    for (width, height), failed in zip(rows, judged["failed_rule"].to_list(), strict=True):
+    found = judged(frame, {name: texts[name] for name in order})
+    for (width, height), (failed, _) in zip(rows, found, strict=True):
         holds = {"a": width > 0, "b": height > 1, "c": width + height > 3}
         assert failed == next((name for name in order if not holds[name]), None)
+
+
+@pytest.mark.parametrize("name", ["balance", "duplicate_image", "no_clip_score", "cap_cell", "contaminated"])
+def test_a_rule_may_not_take_a_reason_of_selects_own(name: str) -> None:
+    with pytest.raises(ValueError, match="given by select itself"):
+        SelectConfig.model_validate({"rules": {name: "width > 3"}})
+
+
+CAPTIONS = pl.DataFrame({"caption": ["A cat", "Two dogs, one cat", "", "concatenate all", None, "ДВА кота"]})
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ({"min_words": 2}, [1, 1, 0, 1, 0, 1]),
+        ({"max_words": 2, "min_words": 1}, [1, 0, 0, 1, 0, 1]),
+        ({"min_chars": 6, "max_chars": 15}, [0, 0, 0, 1, 0, 1]),
+        ({"forbid": ["CAT"]}, [0, 0, 1, 1, 0, 1]),
+        ({"require_any": ["cat", "dogs one"]}, [1, 1, 0, 0, 0, 0]),
+        ({"require_any": ["два"]}, [0, 0, 0, 0, 0, 1]),
+        ({"require_any_of": ["words.txt"]}, [1, 1, 0, 1, 0, 0]),
+        ({"min_words": 2, "if_null": "pass"}, [1, 1, 0, 1, 1, 1]),
+    ],
+)
+def test_caption_rules(rule: dict[str, object], wanted: list[int]) -> None:
+    lines = {"only": ["# animals", "cat", "", "concatenate"]}
+    found = judged(CAPTIONS, {"only": {"caption": "caption", **rule}}, lines if "require_any_of" in rule else {})
+    assert [reason is None for reason, _ in found] == [bool(flag) for flag in wanted]
+    assert found[4][0] in (None, "no_caption")
+
+
+def test_a_caption_rule_that_asks_nothing_or_for_no_word_is_refused() -> None:
+    with pytest.raises(ConfigError, match="asks nothing"):
+        compiled({"only": {"caption": "caption"}})
+    with pytest.raises(ConfigError, match="holds no word"):
+        compiled({"only": {"caption": "caption", "forbid": [" ... "]}})
+    with pytest.raises(ConfigError, match="did you mean caption"):
+        compiled({"only": {"caption": "alt", "min_words": 3}})
+
+
+BLOCKED = pl.DataFrame(
+    {
+        "url": ["https://User@Bad.Example:80/x", "http://notbad.example/", "http://a.b.bad.example/", None, "mailto:x"],
+        "final_url": [None, "http://fine.test/", None, "http://evil.test./x", None],
+        "sha256": ["0" * 64, "ab" * 32, None, None, None],
+        "phash": ["ffff00000000ffff", "ffff00000000fff0", None, "0000000000000000", "0000000000000001"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "distance", "wanted"),
+    [
+        (["bad.example"], 0, [0, 1, 0, 1, 1]),
+        (["*.b.bad.example", "EVIL.test"], 0, [1, 1, 0, 0, 1]),
+        (["AB" * 32], 0, [1, 0, 1, 1, 1]),
+        (["ffff00000000ffff"], 0, [0, 1, 1, 1, 1]),
+        (["ffff00000000ffff"], 4, [0, 0, 1, 1, 1]),
+        (["0000000000000000"], 1, [1, 1, 1, 0, 0]),
+        (["# nothing", ""], 0, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_blocklists(lines: list[str], distance: int, wanted: list[int]) -> None:
+    rule = {"blocklist": ["list.txt"], "max_phash_distance": distance}
+    found = judged(BLOCKED, {"only": rule}, {"only": lines})
+    assert [reason is None for reason, _ in found] == [bool(flag) for flag in wanted]
+
+
+@pytest.mark.parametrize("line", ["http://a.test/", "0" * 32, "0" * 40, "a b"])
+def test_what_no_blocklist_can_hold_is_refused_by_line(line: str) -> None:
+    with pytest.raises(ConfigError, match=r"select\.rules\.only, line 2"):
+        judged(BLOCKED, {"only": {"blocklist": ["list.txt"]}}, {"only": ["# list", line]})

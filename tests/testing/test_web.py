@@ -40,7 +40,16 @@ REASONS = {
         "bad_url",
     ),
     *("too_large", "not_image", "bad_image", "too_many_pixels", "robots", "opt_out", "hash_mismatch"),
-    *("missing_image", "duplicate_member", "min_side", "aspect", "sharp", "clip_score", "duplicate_image"),
+    *(
+        "missing_image",
+        "duplicate_member",
+        "min_side",
+        "aspect",
+        "sharp",
+        "clip_score",
+        "no_clip_score",
+        "duplicate_image",
+    ),
 }
 OTHER_KINDS = {
     *("same_url", "same_caption", "near_caption", "listed_twice", "csv_quotes", "csv_newline", "csv_unicode"),

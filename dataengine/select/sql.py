@@ -1,0 +1,146 @@
+"""SQL boolean expressions over the columns of one row.
+
+Decides which SQL a rule may be: nothing but the row's own columns, and no NaN that passes. Text in, a Polars
+expression out; it knows no rule's name and no column's meaning.
+
+Numbers are compared as float64, so that products of pixels cannot overflow and division is division.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+import polars.selectors as cs
+
+from dataengine.errors import ConfigError
+from dataengine.select.columns import require_column
+
+_NODES = frozenset({"Column", "Literal", "BinaryExpr", "Ternary", "Cast", "Function"})
+# An allow-list, so that what a later Polars learns to parse stays refused until somebody has looked at it.
+_FUNCTIONS = frozenset(
+    {
+        *("Abs", "Ceil", "Coalesce", "FillNull", "Floor", "MaxHorizontal", "MinHorizontal", "Negate"),
+        *("Boolean.IsNull", "Boolean.IsNotNull", "Boolean.IsIn", "Boolean.Not"),
+        *("Sql.Binary", "Sql.IsIn", "Sql.Round", "StringExpr.LenBytes", "StringExpr.LenChars"),
+        *("StringExpr.Contains", "StringExpr.EndsWith", "StringExpr.Find", "StringExpr.StartsWith"),
+        *("StringExpr.Lowercase", "StringExpr.Slice", "StringExpr.StripChars", "StringExpr.Uppercase"),
+    }
+)
+_FAMILIES = frozenset({"Boolean", "Pow", "Range", "Sql", "StringExpr"})
+_DIVISIONS = ({"Sql": {"Binary": "Div"}}, {"Sql": {"Binary": "Rem"}})
+_FLOATS = ({"Literal": "Float32"}, {"Literal": "Float64"})
+_GRAMMAR = (
+    "a rule looks at one row at a time and may use columns, literals, comparisons, arithmetic, AND, OR, "
+    "NOT, IN, BETWEEN, LIKE, IS NULL, CASE, CAST, abs, ceil, coalesce, ends_with, floor, greatest, least, "
+    "length, lower, octet_length, round, starts_with, strpos, substr, trim and upper"
+)
+
+
+def compile_condition(text: str, columns: Mapping[str, pl.DataType], where: str) -> tuple[pl.Expr, tuple[str, ...]]:
+    """The condition as an expression over `as_numbers(...)` frames, and the columns it names, in order of appearance.
+
+    True where a row meets it; null where a column it needs is null. Raises ConfigError beginning with `where`: not
+    SQL, an unknown column, not boolean, or not about a single row.
+    """
+    try:
+        return _compile(text, pl.Schema(columns), where)
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nests too deep; split it into several rules") from error
+
+
+def as_numbers(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` as conditions see it: whole numbers as float64."""
+    return frame.with_columns(cs.integer().cast(pl.Float64))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _compile(text: str, schema: pl.Schema, where: str) -> tuple[pl.Expr, tuple[str, ...]]:
+    try:
+        expression = pl.sql_expr(text)
+        tree = json.loads(expression.meta.serialize(format="json"))
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise ConfigError(f"{where}: not an expression a rule can be ({first_line(error)}); {_GRAMMAR}") from error
+    refused = next(_refused(tree), None)
+    if refused:
+        raise ConfigError(f"{where}: {refused} is not allowed; {_GRAMMAR}")
+    named = tuple(dict.fromkeys(_columns(tree)))
+    for column in named:
+        require_column(column, schema.names(), where)
+    if not named:
+        raise ConfigError(f"{where}: names no column, so it would pass or fail every row")
+    guarded = _guarded(expression, tree)
+    try:
+        outcome = as_numbers(schema.to_frame().select(named)).select(guarded.alias("outcome")).to_series().dtype
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(f"{where}: {first_line(error)}") from error
+    if outcome != pl.Boolean:
+        raise ConfigError(f"{where}: gives {outcome}, wanted true or false; compare it with something")
+    return guarded, named
+
+
+def _refused(tree: Any) -> Iterator[str]:
+    """What the expression holds that a rule must not."""
+    if isinstance(tree, str):
+        yield tree
+        return
+    ((node, body),) = tree.items()
+    if node not in _NODES:
+        yield next(iter(body), node) if node == "Agg" else node
+    elif node == "Function":
+        if _function(body["function"]) not in _FUNCTIONS:
+            yield _function(body["function"])
+        for argument in body["input"]:
+            yield from _refused(argument)
+    elif node not in ("Column", "Literal"):
+        fields = {
+            "BinaryExpr": ("left", "right"),
+            "Ternary": ("predicate", "truthy", "falsy"),
+            "Cast": ("expr",),
+        }
+        for field in fields[node]:
+            yield from _refused(body[field])
+
+
+def _function(function: Any) -> str:
+    """`StringExpr.Contains` and the like, options left out."""
+    if isinstance(function, str):
+        return function
+    ((name, body),) = function.items()
+    return f"{name}.{_function(body)}" if name in _FAMILIES else str(name)
+
+
+def _subtrees(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+    if isinstance(tree, dict | list):
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from _subtrees(child)
+
+
+def _columns(tree: Any) -> Iterator[str]:
+    for subtree in _subtrees(tree):
+        if isinstance(subtree.get("Column"), str):
+            yield subtree["Column"]
+
+
+def _guarded(expression: pl.Expr, tree: Any) -> pl.Expr:
+    """`expression`, false where a division by zero or a text gives NaN: Polars calls that greater than any number."""
+    for subtree in _subtrees(tree):
+        call, cast = subtree.get("Function"), subtree.get("Cast")
+        if isinstance(call, dict) and call["function"] in _DIVISIONS:
+            expression &= (_expression(call["input"][1]).cast(pl.Float64) != 0).fill_null(value=True)
+        elif isinstance(cast, dict) and cast["dtype"] in _FLOATS:
+            expression &= _expression(subtree).is_not_nan().fill_null(value=True)
+    return expression
+
+
+def _expression(tree: Any) -> pl.Expr:
+    return pl.Expr.deserialize(io.BytesIO(json.dumps(tree).encode()), format="json")
