@@ -97,6 +97,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     command += ["-master.volumeSizeLimitMB=64", "-volume.max=50"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={_free_port()}" for name in ("master", "volume", "filer", "s3")]
+    # Of its own ports, too: with the usual ones, a second suite on the machine would find them taken.
+    command += [f"-s3.port.{name}={_free_port()}" for name in ("iceberg", "lance")]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     options = {
         "endpoint": f"http://127.0.0.1:{ports['s3']}",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CLASS_KINDS = {"image_bytes": "image", "pixels": "image", "caption_exact": "caption"}
 EDGE_KINDS = {"image_embedding": "image", "caption_minhash": "caption"}
+OUTSIDE_KINDS = CLASS_KINDS | EDGE_KINDS
+"""Of edges to other datasets: exact copies there are edges, too."""
 Copies = tuple["NDArray[np.int32]", "NDArray[np.int32]"]
 
 
@@ -92,7 +94,7 @@ class DuplicatesBuilder:
     @property
     def _wanted(self) -> frozenset[str]:
         kinds = {kind for table in self._outside for kind in pc.unique(table.column("kind")).to_pylist()}
-        return self.kinds | {EDGE_KINDS[kind] for kind in kinds}
+        return self.kinds | {OUTSIDE_KINDS[kind] for kind in kinds}
 
     def _relation(self, respect: str) -> Relation:
         none = (np.zeros(0, np.int32), np.zeros(0, np.int32))
@@ -109,7 +111,7 @@ class DuplicatesBuilder:
 
     def _contaminated(self, labels: Mapping[str, NDArray[np.int32]]) -> Contaminated:
         """The most similar match of each row or of its copies; equal ones by the name of the match."""
-        met = [table for kind in EDGE_KINDS for table in self._met(kind, labels[EDGE_KINDS[kind]])]
+        met = [table for kind, respect in OUTSIDE_KINDS.items() for table in self._met(kind, labels[respect])]
         if not met:
             return Contaminated(np.zeros(0, np.int64), pa.chunked_array([[]], pa.string()), np.zeros(0, np.float32))
         order = [("similarity", "descending"), ("against", "ascending"), ("right_key", "ascending")]

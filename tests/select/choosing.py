@@ -70,8 +70,8 @@ def select(
     question = Question.ask([config], FrameColumns(rows), lines)  # type: ignore[arg-type]
     pool = pool_of(rows, question, part_rows)
     builder = DuplicatesBuilder(KeyIndex.build(pool.keys), question.respects)
-    builder.add_classes(classes or CLASS.empty())
     builder.add_edges(edges or EDGE.empty())
+    builder.add_classes(classes or CLASS.empty())
     decision = Selector(pool, builder.finish(), seed).decide(config, question.rules[0])
     merged = Merged.none()
     if config.survivors.merge_captions and config.survivors.policy == "image" and "caption" in rows.columns:

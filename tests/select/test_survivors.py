@@ -243,10 +243,22 @@ def test_an_edge_that_the_second_witness_is_too_far_for_does_not_count() -> None
     assert found["survivor_key"].is_null().to_list() == [False, True, True, True, True, True]
 
 
+@pytest.mark.parametrize("policy", ["image", "caption", "none"])
+def test_what_an_edge_to_another_dataset_says_holds_for_all_copies(policy: str) -> None:
+    """Whichever row speaks for a class, and whatever the policy compares."""
+    rows = edge_rows([((1, 13), 0.9)], "caption_minhash", against="flickr30k")
+    rows += edge_rows([((1, 12), 1.0)], "caption_exact", against="coco")
+    classes = frame([{"key": KEYS[row], "kind": "caption_exact", "class_key": KEYS[1]} for row in (1, 2, 3)], CLASS)
+    found = choose_survivors(rows_of(5), classes, frame(rows, EDGE), SurvivorConfig(policy=policy))
+    assert found["reason"].to_list() == [None, *["contaminated"] * 3, None]
+    assert set(found["rule_value"].to_list()[1:4]) == {f"coco {KEYS[12]}"}
+
+
 def test_what_resembles_another_dataset_is_dropped_and_named() -> None:
     rows = edge_rows([((0, 13), 0.9), ((0, 12), 0.99), ((2, 11), 0.8)], "caption_minhash", against="flickr30k")
     found = choose_survivors(rows_of(3), frame([], CLASS), frame(rows, EDGE), SurvivorConfig())
     assert found["reason"].to_list() == ["contaminated", None, "contaminated"]
-    assert found["rule_value"][0] == f"caption_minhash of {KEYS[12]} in flickr30k, similarity=0.9900"
+    assert found["rule_value"][0] == f"flickr30k {KEYS[12]}"
+    assert found["similarity"].to_list()[0] == pytest.approx(0.99)
     assert found["survivor_key"].null_count() == 3
     assert found["verdict"].to_list() == ["dropped", "kept", "dropped"]

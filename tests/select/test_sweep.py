@@ -106,8 +106,8 @@ def test_a_sweep_equals_separate_runs() -> None:
     question = Question.ask(configs, FrameColumns(rows))  # type: ignore[arg-type]
     pool = pool_of(rows, question)
     builder = DuplicatesBuilder(KeyIndex.build(pool.keys), question.respects)
-    builder.add_classes(CLASS.empty())
     builder.add_edges(edges)
+    builder.add_classes(CLASS.empty())
     selector = Selector(pool, builder.finish(), 3)
     different = set()
     for config, rules in zip(configs, question.rules, strict=True):
