@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import io
+import os
 import signal
 import sys
 import traceback
@@ -237,8 +240,20 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     if code == 130:  # what Typer makes of a KeyboardInterrupt
         print_interrupted()
-        sys.exit(143 if terminated else 130)
+        _leave(143 if terminated else 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit with `code` now, work of libraries' own threads unfinished.
+
+    To wait for it and then tear their C++ down aborts the process one time in forty.
+    """
+    atexit._run_exitfuncs()  # Ray's, for one
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def print_error(error: DataEngineError) -> None:
