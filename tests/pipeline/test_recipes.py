@@ -56,7 +56,7 @@ def test_execution_settings_change_no_recipe(override: str) -> None:
         ("dedup.captions.min_similarity=0.7", "dedup"),
         ("dedup.captions.max_degree=9", "dedup"),
         ("dedup.images.border=0.7", "dedup"),
-        ("select.against=keep", "select"),
+        ("select.contaminated=keep", "select"),
         ("select.rules.sharp=sharpness >= 4", "select"),
         ("select.balance.target=100", "select"),
         ("emit.shard_multiple=4", "emit"),
