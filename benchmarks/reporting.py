@@ -58,9 +58,15 @@ def report(name: str, results: dict[str, dict[str, Any]], goals: list[Goal], var
     record = {"results": results, "goals": [asdict(goal) | {"met": goal.met} for goal in goals]}
     RESULTS.mkdir(exist_ok=True)
     kept = record | {"machine": _machine(), "date": datetime.now(UTC).date().isoformat(), "commit": _commit()}
-    kept["command"] = "python " + " ".join(["-m", f"benchmarks.{name}", *sys.argv[1:]])
+    kept["command"] = " ".join(["python", "-m", f"benchmarks.{name}", *_without_paths(sys.argv[1:])])
     (RESULTS / f"{name}{variant}.json").write_text(json.dumps(kept, indent=2) + "\n")
     print(json.dumps(record))
+
+
+def _without_paths(arguments: list[str]) -> list[str]:
+    """`arguments`, but for paths the names of what they stand for: those of one machine say nothing elsewhere."""
+    names = ["PATH", *(argument.lstrip("-").replace("-", "_").upper() for argument in arguments)]
+    return [name if os.sep in argument else argument for name, argument in zip(names, arguments, strict=False)]
 
 
 def _cell(value: Any) -> str:

@@ -258,7 +258,7 @@ def main() -> None:
             write_dataset(folder / "datasets" / "bench" / "v000001", keys)
             (folder / "whole").touch()
         results = {name: _in_a_process(name, folder, asked.rows) for name in MEASURES}
-    report(f"select_{asked.rows}", results, _goals(results, asked.rows))
+    report("select", results, _goals(results, asked.rows), f"_{asked.rows}")
 
 
 def _in_a_process(name: str, folder: Path, num_rows: int) -> dict[str, Any]:
