@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from dataengine.config.base import EXECUTION, Config
 
 ScoreName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}\Z")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z", json_schema_extra=EXECUTION)]
-EmbeddingName = Annotated[str, Field(pattern=r"^[^\s/]+/[^\s/]+\Z", json_schema_extra=EXECUTION)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+EmbeddingName = Annotated[str, Field(pattern=r"^[^\s/]+/[^\s/]+\Z")]
 
 SELF_CONTAINED = ("hf-hub:", "local-dir:")
 """Beginnings of models that bring their weights along, and so take no `pretrained`."""
@@ -25,9 +25,9 @@ class HeadConfig(Config):
 
     weights: Annotated[str, Field(json_schema_extra=EXECUTION)]
     """A .safetensors or weights-only .pth file, or `builtin:tiny-aesthetic`."""
-    sha256: Sha256 | None = None
+    sha256: Annotated[Sha256 | None, Field(json_schema_extra=EXECUTION)] = None
     """What the file must hash to; needed where a run is planned on a machine that has no such file."""
-    embedding: EmbeddingName | None = None
+    embedding: Annotated[EmbeddingName | None, Field(json_schema_extra=EXECUTION)] = None
     """The embedding it was trained on, as `ViT-L-14/openai`; needed unless the file is one of LAION's aesthetic heads
     or says so itself (`embedding` in the metadata of a .safetensors file). Any other scorer is refused."""
     activation: Literal["none", "relu", "gelu", "silu", "tanh"] = "none"
@@ -49,9 +49,9 @@ class ScorerConfig(Config):
     for tests."""
     pretrained: str | None = None
     """An open_clip tag (`openai`), a weights file, or `builtin`; none for hf-hub: and local-dir:."""
-    weights_sha256: Sha256 | None = None
+    weights_sha256: Annotated[Sha256 | None, Field(json_schema_extra=EXECUTION)] = None
     """What the weights must hash to; needed where a run is planned on a machine that has no such file."""
-    embedding: EmbeddingName | None = None
+    embedding: Annotated[EmbeddingName | None, Field(json_schema_extra=EXECUTION)] = None
     """What heads know its embedding as; null: `model/pretrained`. Say it when `pretrained` is a file."""
     heads: dict[ScoreName, HeadConfig] = {}
     """Column name → head."""

@@ -88,15 +88,19 @@ def identify_head(config: HeadConfig, scorer: ScorerConfig) -> str:
     return sha256
 
 
-def load_head(config: HeadConfig, scorer: ScorerConfig, dim: int) -> Head:
+def load_head(config: HeadConfig, scorer: ScorerConfig, dim: int, identified: str | None = None) -> Head:
     """The head that `config` names, for unit embeddings [n, dim] of `scorer`.
 
-    Raises ConfigError when there is no such file, it is another than planned, it is no head, or it was trained on
-    another embedding.
+    `identified` is what `identify_head` said when the run was planned. Raises ConfigError when there is no such file,
+    it is another than planned, it is no head, or it was trained on another embedding.
     """
     path = head_path(config.weights)
     where = f"head {config.weights}"
     content, sha256 = _content(path, config, where)
+    if identified not in (None, sha256):
+        raise ConfigError(
+            f"{where}: hashes to {sha256}, the run was planned with {identified}; give this machine the same file"
+        )
     layers = _layers(_tensors(content, path.suffix, where), where)
     embedding = _trained_on(config, sha256, content, where)
     _check_embedding(embedding, scorer, where)

@@ -97,7 +97,18 @@ class Score(Step):
         return f"{self.source} {int(part.name.rpartition('-')[2]) // self.parts_per_batch}"
 
     def check(self, commits: Sequence[Commit]) -> None:
-        """Raises DriftError when parts were scored with different weights, as under a tag that moved."""
+        """Raises DriftError when parts were scored with different weights, as under a tag that moved.
+
+        So too where a head is not the file that the run was planned with.
+        """
+        for commit in commits:
+            for name, told in commit.facts["provenance"].get("heads", {}).items():
+                if told["weights_sha256"] != self.heads.get(name):
+                    raise DriftError(
+                        f"{self.name}: head {name} of part {commit.part} has the weights "
+                        f"{told['weights_sha256']}, the run was planned with {self.heads.get(name)}; start a run of "
+                        f"another name"
+                    )
         used = {commit.facts["provenance"]["weights_sha256"] for commit in commits}
         if len(used) > 1:
             raise DriftError(
@@ -134,7 +145,9 @@ class Score(Step):
         """The model and its heads, proven against the run's golden batch; kept by the process from part to part."""
         device = "cuda" if machine.num_gpus > 0 else "cpu"
         settle_torch(device, machine.num_threads)  # also for a model that is loaded: threads are the process's
-        model, heads, proven = _load(self.config.model_dump_json(), self.weights, device, machine.num_threads)
+        model, heads, proven = _load(
+            self.config.model_dump_json(), self.weights, tuple(sorted(self.heads.items())), device, machine.num_threads
+        )
         identity = digest({**self._model_identity(), "golden": GOLDEN_VERSION})[:16]
         place = f"{outputs.directory.root.url} {outputs.directory.path.rsplit('/', 2)[0]} {identity}"
         while place not in proven:
@@ -235,8 +248,12 @@ def _caption_measures(
 
 
 @functools.lru_cache(maxsize=_MODELS_KEPT)
-def _load(config_json: str, weights: str, device: str, num_threads: int) -> tuple[Scorer, dict[str, Head], set[str]]:
+def _load(
+    config_json: str, weights: str, heads: tuple[tuple[str, str], ...], device: str, num_threads: int
+) -> tuple[Scorer, dict[str, Head], set[str]]:
     """A model, its heads, and the golden batches that it has passed."""
     config = ScorerConfig.model_validate_json(config_json)
     model = Scorer.load(config, device, num_threads, weights)
-    return model, {name: load_head(head, config, model.dim) for name, head in config.heads.items()}, set()
+    planned = dict(heads)
+    loaded = {name: load_head(head, config, model.dim, planned[name]) for name, head in config.heads.items()}
+    return model, loaded, set()

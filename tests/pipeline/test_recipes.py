@@ -7,6 +7,7 @@ import yaml
 
 from dataengine.config.load import parse_config
 from dataengine.pipeline import STAGES, build_pipeline
+from dataengine.score.weights import builtin_weights, file_sha256
 from tests.conftest import REPOSITORY
 
 TEXT = (REPOSITORY / "configs" / "quickstart.yaml").read_text()
@@ -103,3 +104,16 @@ def test_order_of_sources_means_nothing_and_order_of_rules_does() -> None:
     assert recipes(text=yaml.safe_dump(tree, sort_keys=False)) == recipes()
     tree["select"]["rules"] = dict(reversed(tree["select"]["rules"].items()))
     assert recipes(text=yaml.safe_dump(tree, sort_keys=False)) != recipes()
+
+
+def test_writing_down_what_files_are_changes_no_recipe() -> None:
+    tiny = yaml.safe_load(TEXT)["score"]["scorers"]["tiny"]
+    (column,) = tiny["heads"]
+    head = file_sha256(builtin_weights(tiny["heads"][column]["weights"].removeprefix("builtin:"), "head"))
+    for override in (
+        f"weights_sha256={file_sha256(builtin_weights('tiny-clip', 'scorer'))}",
+        "embedding=tiny-clip/builtin",
+        f"heads.{column}.sha256={head}",
+        f"heads.{column}.embedding=tiny-clip/builtin",
+    ):
+        assert changed(f"score.scorers.tiny.{override}") == set(), override

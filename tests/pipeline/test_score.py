@@ -18,9 +18,10 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from dataengine import job
 from dataengine.config.load import parse_config
 from dataengine.config.run import RunConfig
-from dataengine.errors import DriftError
+from dataengine.errors import ConfigError, DriftError
 from dataengine.imaging import OpenImage
 from dataengine.job import Finished, run_job
 from dataengine.score import pictures, stage
@@ -327,3 +328,21 @@ def test_metrics_say_what_towers_waited_for(tars: Path, tmp_path: Path) -> None:
         assert (told["num_images"], 0 <= told["idle_share"] <= 1) == (NUM_EACH, True)
         parts = ("read_seconds", "decode_seconds", "transfer_seconds", "token_seconds", "tower_seconds", "text_seconds")
         assert 0 < sum(told[name] for name in parts) <= told["seconds"] * 1.01
+
+
+def test_a_head_that_is_exchanged_while_a_run_goes_on_is_stopped(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "head.safetensors"
+    save_file({"weight": torch.zeros(1, 128), "bias": torch.ones(1)}, path)
+    planned = job.build_pipeline
+
+    def exchange(config: RunConfig) -> Any:
+        pipeline = planned(config)
+        save_file({"weight": torch.zeros(1, 128), "bias": 2 * torch.ones(1)}, path)
+        return pipeline
+
+    monkeypatch.setattr(job, "build_pipeline", exchange)
+    heads = {"grade": {"weights": str(path), "embedding": "tiny-clip/builtin"}}
+    with pytest.raises(ConfigError, match=r"head .* the run was planned with"):
+        scored(tmp_path / "root", tars, {"tiny": TINY | {"heads": heads}})

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from dataengine.config.score import HeadConfig, ScorerConfig
 from dataengine.errors import ConfigError
 from dataengine.score import weights as weights_module
-from dataengine.score.heads import Head, load_head
+from dataengine.score.heads import Head, identify_head, load_head
 
 REAL = Path(os.environ.get("DATAENGINE_TEST_DATA", "absent")) / "aesthetic-heads"
 EMBEDDING = "some-model/some-tag"
@@ -236,3 +236,13 @@ def test_laions_heads_refuse_every_other_embedding(name: str) -> None:
     for other, pretrained in {*others, (model, "datacomp_xl_s13b_b90k")}:
         with pytest.raises(ConfigError, match=f"trained on the embedding {model}/openai"):
             load_head(HeadConfig(weights=str(REAL / name)), ScorerConfig(model=other, pretrained=pretrained), dim)
+
+
+def test_a_head_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    save_file({"weight": torch.zeros(1, 4), "bias": torch.ones(1)}, path)
+    planned = identify_head(config(path), SCORER)
+    assert load_head(config(path), SCORER, 4, planned).sha256 == planned
+    save_file({"weight": torch.zeros(1, 4), "bias": 2 * torch.ones(1)}, path)
+    with pytest.raises(ConfigError, match=f"hashes to .* planned with {planned}"):
+        load_head(config(path), SCORER, 4, planned)
