@@ -40,8 +40,8 @@ class ImageDedupConfig(Config):
     scorer: str | None = None
     """Whose embeddings; the first scorer's by default."""
     rows_per_cell: Annotated[int, Field(ge=16)] | None = None
-    """Cells are made so that each holds about this many rows; null: half the square root of the rows, where placing a
-    row costs about as much as searching for it."""
+    """Cells are made so that each holds about this many rows; null: 0.4 times the square root of all rows, where placing
+    a row costs about as much as searching for it."""
     bucket_rows: Annotated[int, Field(ge=16)] = 131072
     """Cells that hold about this many rows together are one task, which holds them in memory."""
     border: Annotated[float, Field(gt=0, le=1)] = 0.5

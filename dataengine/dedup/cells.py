@@ -50,10 +50,10 @@ class Placement:
 def num_cells(num_rows: int, rows_per_cell: int | None) -> int:
     """How many cells to make of `num_rows`; never none.
 
-    By default twice the square root: placing a row costs as many products as there are cells, searching for it about as
-    many as twice a cell has rows, and there both are alike.
+    By default 2.5 times the square root: placing a row costs as many products as there are cells, and searching for it,
+    cells being uneven and borders being looked across, about six times as many as a cell has rows.
     """
-    size = rows_per_cell or max(MIN_CELL_ROWS, round(math.sqrt(num_rows) / 2))
+    size = rows_per_cell or max(MIN_CELL_ROWS, round(math.sqrt(num_rows) / 2.5))
     return max(1, -(-num_rows // size))
 
 
@@ -88,20 +88,18 @@ def usable(embeddings: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def train_cells(sample: NDArray[np.floating], num_cells: int, radius: float, seed: int) -> NDArray[np.float32]:
-    """Unit centroids, `radius` or more apart: float32 [cells, dim], at least one, at most `num_cells`.
+    """Unit centroids: float32 [cells, dim], at least one, at most `num_cells`.
 
     Spherical k-means, on a GPU where FAISS has one. On a CPU the same sample in the same order gives the same bits: one
-    thread, seeded. Zero rows teach nothing. Of centroids nearer than `radius` the one with most rows stays: where
-    near-duplicates are many, k-means puts several among them, and borders through the midst of a group.
+    thread, seeded. Zero rows teach nothing. Where near-duplicates are many, k-means puts several centroids among them,
+    and borders through the midst of a group; of such, nearer to each other than `radius`, one stays.
     """
     units = unit_vectors(sample)
     units = units[units.any(axis=1)]
     cells = min(num_cells, len(units))
     if cells <= 1:
         return unit_vectors(units.sum(axis=0, keepdims=True))
-    centroids = unit_vectors(_cluster(units, cells, seed))
-    sizes = np.bincount(place(units, centroids, 0.0).home, minlength=cells)
-    return _apart(centroids, sizes, radius)
+    return _apart(unit_vectors(_cluster(units, cells, seed)), units, radius)
 
 
 def _cluster(units: NDArray[np.float32], cells: int, seed: int) -> NDArray[np.float32]:
@@ -131,11 +129,21 @@ def _index(dim: int) -> Any:
     return faiss.index_cpu_to_all_gpus(index) if on_gpu else index
 
 
-def _apart(centroids: NDArray[np.float32], sizes: NDArray[np.int64], radius: float) -> NDArray[np.float32]:
-    near = centroids @ centroids.T > 1 - radius**2 / 2
-    stays, gone = np.zeros(len(centroids), bool), np.zeros(len(centroids), bool)
+def _apart(centroids: NDArray[np.float32], units: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
+    """The centroids less those of tight cells that are nearer than `radius` to that of a larger tight cell.
+
+    Tight are cells whose rows lie about `radius` or less from their centroid. Loose cells may have centroids as near to
+    each other, towards the middle of all; to join them would make one cell of many topics, and cost most of a search.
+    """
+    home = place(units, centroids, 0.0).home
+    sizes = np.bincount(home, minlength=len(centroids))
+    cosines = np.bincount(home, np.einsum("rd,rd->r", units, centroids[home]), minlength=len(centroids))
+    tight = cosines >= sizes * (1 - radius**2 / 2)
+    near = (centroids @ centroids.T > 1 - radius**2 / 2) & tight
+    stays = ~tight
+    gone = np.zeros(len(centroids), bool)
     for cell in np.argsort(-sizes, kind="stable"):
-        if not gone[cell]:
+        if tight[cell] and not gone[cell]:
             stays[cell] = True
             gone |= near[cell]
     return centroids[stays]

@@ -42,7 +42,7 @@ from dataengine.schemas import CELL, EDGE, SAMPLE, score_schema
 from dataengine.storage.rundir import Part, Plan
 from dataengine.storage.tables import read_table
 
-_ROWS_PER_CENTROID = 24  # k-means gains little from more points a centroid (FAISS itself samples at most 256)
+_ROWS_PER_CENTROID = 16  # k-means gains little from more points a centroid (FAISS itself samples at most 256)
 _PHASH = score_schema((), (), measures=True)
 RECALL_FIRST = "dedup/recall-first"
 

@@ -22,7 +22,7 @@ from dataengine.dedup.cells import (
 
 def test_number_of_cells() -> None:
     assert [num_cells(rows, 100) for rows in (0, 1, 100, 101, 24_000)] == [1, 1, 1, 2, 240]
-    assert [num_cells(rows, None) for rows in (0, 100, 1_000_000)] == [1, 7, 2000]
+    assert [num_cells(rows, None) for rows in (0, 100, 1_000_000)] == [1, 7, 2500]
 
 
 def test_training_repeats_to_the_bit() -> None:
