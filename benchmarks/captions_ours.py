@@ -20,12 +20,11 @@ from dataengine.dedup.caption_classes import CAPTION_ROWS
 from dataengine.dedup.caption_steps import (
     AskedTexts,
     CandidatePairs,
-    CaptionClasses,
     CaptionEdges,
     Signatures,
-    routed_captions,
 )
 from dataengine.dedup.signing import comparison_of, signature_spec
+from dataengine.dedup.text_steps import CaptionClasses, routed_captions
 from dataengine.engine.board import Board, Job
 from dataengine.engine.runner import Runner
 from dataengine.engine.worker import Outcome, run_job

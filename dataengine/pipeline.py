@@ -15,9 +15,7 @@ from dataengine.contract import Step
 from dataengine.dedup.caption_steps import (
     AskedTexts,
     CandidatePairs,
-    CaptionClasses,
     CaptionEdges,
-    RouteCaptions,
     Signatures,
 )
 from dataengine.dedup.image_search import ImageEdges, MeasureRecall
@@ -25,6 +23,7 @@ from dataengine.dedup.image_steps import Centroids, PlaceVectors, SampleVectors,
 from dataengine.dedup.publish_steps import KeptCaptions, PublishCaptions
 from dataengine.dedup.signing import comparison_of, signature_spec
 from dataengine.dedup.stage import Classes, Route
+from dataengine.dedup.text_steps import CaptionClasses, RouteCaptions
 from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
 from dataengine.emit.stage import PlanShards, RouteRows, WriteShards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dataengine.cli.downloads import politeness_table
 from dataengine.config.load import load_config
 from dataengine.config.run import RunConfig
 from dataengine.config.sources import TableSource
+from dataengine.dedup.signing import banding_of
 from dataengine.engine.board import Board, StepState
 from dataengine.errors import MissingObject
 from dataengine.job import survey_job
@@ -22,6 +24,8 @@ from dataengine.sources.hosts import HOSTS, count_hosts, politeness_hours
 from dataengine.sources.stage import input_urls
 from dataengine.storage.rundir import Plan, RunDirectory
 from dataengine.storage.tables import read_table
+
+_LEAST_SHOWN = 0.0005  # of the pairs of a similarity; below, the curve is a column of zeros
 
 
 def print_plan(path: Path, overrides: list[str]) -> None:
@@ -40,6 +44,7 @@ def print_plan(path: Path, overrides: list[str]) -> None:
             console.print(f"[bold yellow]cannot be planned yet[/] {state.step.name}: ", end="", highlight=False)
             console.print(state.problem, highlight=False, markup=False)
     _print_politeness(config, board, console)
+    _print_captions(config, console)
     _print_target(config, board, console)
 
 
@@ -136,6 +141,26 @@ def _hosts(name: str, source: TableSource, board: Board) -> pa.Table:
     files = dict.fromkeys(part.spec["path"] for part in scan.plan.parts)
     counted = [count_hosts(urls) for path in files for urls in input_urls(board.root, path, source)]
     return pa.concat_tables([HOSTS.empty(), *counted])
+
+
+def _print_captions(config: RunConfig, console: Console) -> None:
+    """The bands that captions are cut into, and which share of pairs of each similarity they find."""
+    captions = config.dedup.captions
+    if captions is None:
+        return
+    chosen = banding_of(captions)
+    unit = f"{captions.shingle_unit} {captions.shingle_size}-grams"
+    table = Table(
+        "similarity",
+        "found",
+        title=f"Captions: {chosen.num_bands} bands × {chosen.rows_per_band} rows, Jaccard of {unit}",
+        title_justify="left",
+    )
+    for similarity, found in chosen.curve():
+        asked = " ← min_similarity" if math.isclose(similarity, captions.min_similarity) else ""
+        if found >= _LEAST_SHOWN:
+            table.add_row(f"{similarity:.2f}", f"{found:.2%}{asked}")
+    console.print(table)
 
 
 def _print_target(config: RunConfig, board: Board, console: Console) -> None:

@@ -22,6 +22,10 @@ from dataengine.keys import salt64
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MAX_SLOTS = 64
+"""Slots whose records may be sorted at once."""
+_PLACE_BITS = 26
+MAX_RECORDS = 1 << _PLACE_BITS
 _TURNS = (0, 16, 32, 48)  # bits that sketches are rotated by
 _MOST_AUDITED_ROWS = 64  # of one dense run; each is compared with all the others
 _MOST_AUDITED_PAIRS = 1 << 16  # of one slot
@@ -68,24 +72,28 @@ class Runs:
 
 
 def find_runs(
-    hashes: NDArray[np.uint32],
+    hashes: NDArray[np.uint64],
     rows: NDArray[np.uint32],
     sketches: NDArray[np.uint64],
     num_own: int,
     comparison: Comparison,
 ) -> Runs:
-    """The runs of a slot's records; those without a row of this dataset are left out."""
+    """The runs of some slots' records, in any order; those without a row of this dataset are left out.
+
+    `hashes` are slot << 32 | hash, of at most 64 slots in a row. Raises ValueError for more, or for 2**26 records.
+    """
     from dataengine.dedup.kernels.pairs import gather_runs, order_dense_runs
     from dataengine.dedup.kernels.sorting import radix_sorted
 
-    if np.any(rows[1:] < rows[:-1]):  # runs come in row order only when records do; stored parts always are
-        by_row = np.argsort(rows, kind="stable")
-        hashes, rows, sketches = hashes[by_row], rows[by_row], sketches[by_row]
+    first_slot = hashes.min() >> np.uint64(32) if len(hashes) else np.uint64(0)
+    within = hashes - (first_slot << np.uint64(32))
+    if len(hashes) > MAX_RECORDS or (len(within) and within.max() >> np.uint64(64 - _PLACE_BITS)):
+        raise ValueError(f"{len(hashes)} records of slots from {first_slot} on are too many to be sorted at once")
     places = np.arange(len(hashes), dtype=np.uint64)
-    ordered = radix_sorted((hashes.astype(np.uint64) << np.uint64(32)) | places, 32)
+    ordered = radix_sorted((within << np.uint64(_PLACE_BITS)) | places, _PLACE_BITS)
     out_rows, out_sketches = np.empty_like(rows), np.empty_like(sketches)
     out_hashes, starts = np.empty(len(rows) // 2 + 1, np.uint64), np.empty(len(rows) // 2 + 2, np.int64)
-    num_runs = gather_runs(ordered, rows, sketches, num_own, out_rows, out_sketches, out_hashes, starts)
+    num_runs = gather_runs(ordered, rows, sketches, num_own, _PLACE_BITS, out_rows, out_sketches, out_hashes, starts)
     starts = starts[: num_runs + 1]
     is_dense = np.zeros(num_runs, np.bool_)
     salt = salt64(comparison.seed, "anchor")

@@ -1,4 +1,4 @@
-"""The dedup stage, captions: exact copies become classes, their representatives are signed, paired and compared.
+"""The dedup stage, near-duplicate captions: representatives of classes are signed, paired and compared.
 
     texts.<source> ──by caption hash──► caption-classes ──► signatures ──by band hash──► pairs
                                                │                                        │    │
@@ -25,9 +25,9 @@ from dataengine.config.dedup import CaptionDedupConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.dedup.against import EarlierPart, earlier_parts, fingerprints, open_bands
 from dataengine.dedup.bands import BAND_ROWS, NUM_SLOTS, RECORD_BYTES, band_table, read_records
-from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, find_copies, hash_slots
-from dataengine.dedup.caption_edges import PAIR_TEXTS, PairTexts, against_copies, caption_edges
+from dataengine.dedup.caption_edges import PAIR_TEXTS, PairTexts, caption_edges
 from dataengine.dedup.caption_pairs import (
+    MAX_SLOTS,
     Comparison,
     Runs,
     audited_pairs,
@@ -37,20 +37,16 @@ from dataengine.dedup.caption_pairs import (
     find_runs,
     stands_in,
 )
-from dataengine.dedup.captions import caption_hashes, normalise_captions
 from dataengine.dedup.minhash import SignatureSpec
 from dataengine.dedup.numbering import Numbering
-from dataengine.dedup.routed import flat, from_binary, to_binary
-from dataengine.keys import key_bytes
-from dataengine.schemas import CANDIDATE, CLASS, EDGE, SAMPLE, TableSchema, column
+from dataengine.dedup.routed import flat
+from dataengine.dedup.text_steps import CLASSES, manifests_of, own_captions, slot_plan
+from dataengine.schemas import EDGE, TableSchema, column
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.slices import SlicedObject, read_each
+from dataengine.storage.slices import read_batches, read_each
 
-CLASSES = "dedup/caption-classes"
-_PART_BYTES = (
-    32 * 2**20
-)  # of captions and their keys: a few hundred thousand rows, so that 24 million are a hundred parts
-_BANDED_ROWS = 1 << 19  # signed at once: 26 bands of them are 218 MB of records
+_BANDED_ROWS = 1 << 17  # signed at once: 26 bands of them are 55 MB of records
+_SORTED_RECORDS = 1 << 17  # of small slots at once: a slot costs as much to begin as to sort some thousand records
 _RECORD_COPIES = 6  # of each record while a bucket is sorted: as read, its place, and what stands in runs
 _PAIRS = TableSchema("pairs", pa.schema([column("pair", pa.uint64(), "lower row << 32 | higher row")]), sorted_by=())
 _ASKED = TableSchema(
@@ -61,104 +57,6 @@ _ASKED = TableSchema(
     sorted_by=(),
 )
 _DENSE = TableSchema("dense", pa.schema([column("row", pa.uint32(), "stands in a dense run")]), sorted_by=())
-
-
-@dataclass(frozen=True)
-class RouteCaptions(Step):
-    """Normalises the captions of a source's samples, and sends them to the slot of their hash."""
-
-    stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
-    source: str
-
-    @property
-    def unit(self) -> str:
-        return f"texts.{self.source}"
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return (Need(f"sources/{self.source}"), Need(f"download/{self.source}"))
-
-    def identity(self) -> Mapping[str, Any]:
-        return {}
-
-    def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        candidates = inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, ["key", "caption"])
-        samples = inputs.table(f"download/{self.source}", "sample", SAMPLE, ["status"])
-        there = pc.equal(samples.column("status"), "ok")
-        routed = routed_captions(candidates.filter(there))
-        outputs.rows_in, outputs.rows_out = len(samples), sum(map(len, routed))
-        outputs.facts["nbytes"] = sum(table.nbytes for table in routed)
-        outputs.slices("captions", CAPTION_ROWS, routed)
-
-
-def routed_captions(rows: pa.Table) -> list[pa.Table]:
-    """CAPTION_ROWS by slot, out of rows of key and caption; an empty caption says nothing, and is a copy of none."""
-    captions = normalise_captions(rows.column("caption"))
-    said = pc.greater(pc.binary_length(captions), 0)
-    captions, keys = captions.filter(said), flat(rows.column("key").filter(said))
-    hashes = caption_hashes(captions)
-    table = CAPTION_ROWS.table({"key": to_binary(key_bytes(keys)), "hash": to_binary(hashes), "caption": captions})
-    return by_slot(table, hash_slots(hashes), NUM_HASH_SLOTS)
-
-
-@dataclass(frozen=True)
-class CaptionClasses(Step):
-    """Finds exact copies of captions, in this run and in earlier versions, and who represents each class."""
-
-    stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 1
-    sources: tuple[str, ...]
-    against: tuple[str, ...]
-    spec: SignatureSpec | None
-    """How captions are signed; None when only exact copies are asked for."""
-
-    @property
-    def unit(self) -> str:
-        return CLASSES.partition("/")[2]
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return tuple(Need(name, whole=True) for name in self.plan_needs)
-
-    @property
-    def plan_needs(self) -> tuple[str, ...]:
-        return tuple(f"dedup/texts.{source}" for source in self.sources)
-
-    def identity(self) -> Mapping[str, Any]:
-        return {"sources": list(self.sources), "part_bytes": _PART_BYTES}
-
-    def plan(self, context: PlanContext) -> Plan:
-        nbytes = sum(commit.facts["nbytes"] for name in self.plan_needs for commit in context.commits(name))
-        spec = {"reads": fingerprints(context.root, self.against)}
-        if self.spec is not None:
-            earlier_parts(context.root, spec["reads"], self.spec.to_json())  # refuses before anything is worked on
-        return _slot_plan(NUM_HASH_SLOTS, -(-nbytes // _PART_BYTES), spec)
-
-    def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        first, stop = part.spec["slots"]
-        routed = [item for name in self.plan_needs for item in inputs.sliced(name, "captions")]
-        rows = pa.concat_tables([CAPTION_ROWS.empty(), *read_each(routed, CAPTION_ROWS, first, stop)])
-        keys, hashes = from_binary(rows.column("key"), np.uint8), from_binary(rows.column("hash"), np.uint8)
-        copies = find_copies(hashes, keys)
-        classes = copies.table(keys)
-        chosen = rows.take(pa.array(copies.representatives)).combine_chunks()
-        slots = hash_slots(hashes[copies.representatives])
-        edges = self._edges(chosen, part, inputs)
-        outputs.rows_in = len(rows)
-        outputs.count({"caption_exact": len(classes), "against": len(edges)})
-        outputs.table("class", CLASS, classes)
-        outputs.table("edge", EDGE, edges)
-        outputs.slices("captions", CAPTION_ROWS, by_slot(chosen, slots, NUM_HASH_SLOTS))
-        outputs.rows_out = len(chosen)
-
-    def _edges(self, chosen: pa.Table, part: Part, inputs: Inputs) -> pa.Table:
-        if not self.against or self.spec is None:
-            return EDGE.empty()
-        first, stop = part.spec["slots"]
-        earlier = earlier_parts(inputs.root, _manifests(part, self.against), self.spec.to_json())
-        tables = (SlicedObject.open(inputs.root, item.captions).read(CAPTION_ROWS, first, stop) for item in earlier)
-        return against_copies(chosen, zip((item.dataset for item in earlier), tables, strict=True))
 
 
 @dataclass(frozen=True)
@@ -226,10 +124,10 @@ class CandidatePairs(Step):
         records = sum(commit.rows_out for commit in context.commits("dedup/signatures"))
         records += sum(part.num_rows for part in earlier_parts(context.root, reads, self.spec.to_json()))
         nbytes = records * self.spec.num_bands * RECORD_BYTES * _RECORD_COPIES
-        return _slot_plan(NUM_SLOTS, -(-nbytes // self.memory_bytes), {"reads": reads})
+        return slot_plan(NUM_SLOTS, -(-nbytes // self.memory_bytes), {"reads": reads})
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        earlier = earlier_parts(inputs.root, _manifests(part, self.against), self.spec.to_json())
+        earlier = earlier_parts(inputs.root, manifests_of(part, self.against), self.spec.to_json())
         spill = _PairSpill(numbering(inputs, earlier), outputs, self.memory_bytes // 32)
         for hashes, rows, sketches in self._slots(part, inputs, earlier, spill.rows):
             runs = find_runs(hashes, rows, sketches, spill.rows.num_own, self.comparison)
@@ -239,8 +137,8 @@ class CandidatePairs(Step):
 
     def _slots(
         self, part: Part, inputs: Inputs, earlier: Sequence[EarlierPart], rows: Numbering
-    ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint64]]]:
-        """Hashes, row numbers and sketches of each slot, over all parts."""
+    ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint64]]]:
+        """Hashes, row numbers and sketches of a few slots at a time, over all parts."""
         first, stop = part.spec["slots"]
         spec = self.spec.to_json()
         own = [sorted(name for name in commit.objects) for commit in inputs.commits("dedup/signatures")]
@@ -254,20 +152,27 @@ class CandidatePairs(Step):
             for start, of_part in zip(rows.starts[:-1], paths, strict=True)
             for path in of_part
         ]
-        batches = [table.batches(BAND_ROWS, first, stop) for table, _ in numbered]
-        for slot in range(stop - first):
-            there = [
-                (found[slot], start)
-                for found, (_, start) in zip(batches, numbered, strict=True)
-                if found[slot] is not None
-            ]
-            if there:
-                records = [(read_records(batch), start) for batch, start in there]
-                yield (
-                    np.concatenate([found["hash"] for found, _ in records]),
-                    np.concatenate([found["row"] + np.uint32(start) for found, start in records]),
-                    np.concatenate([found["sketch"] for found, _ in records]),
-                )
+        batches = read_batches([table for table, _ in numbered], BAND_ROWS, first, stop)
+        held: list[tuple[NDArray[np.void], int, int]] = []
+        for slot in range(first, stop):
+            there = ((found[slot - first], start) for found, (_, start) in zip(batches, numbered, strict=True))
+            held += [(read_records(batch), slot, start) for batch, start in there if batch is not None]
+            if held and (sum(len(item[0]) for item in held) >= _SORTED_RECORDS or slot - held[0][1] == MAX_SLOTS - 1):
+                yield _joined(held)
+                held = []
+        if held:
+            yield _joined(held)
+
+
+def _joined(
+    held: Sequence[tuple[NDArray[np.void], int, int]],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint64]]:
+    """Records with their slot and the number of their part's first row, as `find_runs` takes them."""
+    return (
+        np.concatenate([found["hash"] + (np.uint64(slot) << np.uint64(32)) for found, slot, _ in held]),
+        np.concatenate([found["row"] + np.uint32(start) for found, _, start in held]),
+        np.concatenate([found["sketch"] for found, _, _ in held]),
+    )
 
 
 class _PairSpill:
@@ -361,7 +266,7 @@ class AskedTexts(Step):
         )
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        earlier = earlier_parts(inputs.root, _manifests(part, self.against), self.spec.to_json())
+        earlier = earlier_parts(inputs.root, manifests_of(part, self.against), self.spec.to_json())
         rows, number = numbering(inputs, earlier), part.spec["number"]
         asked = read_each(inputs.sliced("dedup/pairs", "asked-"), _ASKED, number, number + 1)
         wanted = _asked_rows(pa.concat_tables([_ASKED.empty(), *asked]))
@@ -418,7 +323,7 @@ class CaptionEdges(Step):
         return Plan(tuple(Part(part.name, {"reads": reads, "number": number}) for number, part in parts))
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        earlier = earlier_parts(inputs.root, _manifests(part, self.against), self.spec.to_json())
+        earlier = earlier_parts(inputs.root, manifests_of(part, self.against), self.spec.to_json())
         rows, number = numbering(inputs, earlier), part.spec["number"]
         texts = PairTexts.joined(
             own_captions(inputs, inputs.commits(CLASSES)[number].objects["captions"].path),
@@ -450,32 +355,10 @@ class CaptionEdges(Step):
         return distinct_pairs(np.concatenate([np.zeros(0, np.uint64), *pairs]))
 
 
-def own_captions(inputs: Inputs, path: str) -> pa.Table:
-    """All captions of one part, in row order."""
-    table = SlicedObject.open(inputs.root, path)
-    return table.read(CAPTION_ROWS, 0, table.num_slices).combine_chunks()
-
-
 def numbering(inputs: Inputs, earlier: Sequence[EarlierPart]) -> Numbering:
     """How caption representatives are counted over all parts."""
     own = [commit.objects["captions"].num_rows for commit in inputs.commits(CLASSES)]
     return Numbering.of(own, [part.num_rows for part in earlier])
-
-
-def _slot_plan(num_slots: int, num_parts: int, spec: Mapping[str, Any]) -> Plan:
-    """Runs of slots, as equal as can be, and at least one."""
-    edges = np.linspace(0, num_slots, min(max(num_parts, 1), num_slots) + 1).round().astype(int).tolist()
-    parts = []
-    for number, slots in enumerate(pairwise(edges)):
-        # What a part holds is identity, too: under another plan the same name is another part.
-        reads = {**spec["reads"], "slots": f"{slots[0]}-{slots[1]} of {num_slots}"}
-        parts.append(Part(f"part-{number:06d}", {**spec, "slots": list(slots), "reads": reads}))
-    return Plan(tuple(parts))
-
-
-def _manifests(part: Part, against: tuple[str, ...]) -> dict[str, str]:
-    """The manifests to be matched with (address → SHA-256), as the part was planned with them."""
-    return {address: part.spec["reads"][address] for address in against}
 
 
 def _cut(table: pa.Table, edges: NDArray[np.int64]) -> list[pa.Table]:

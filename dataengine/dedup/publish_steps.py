@@ -22,9 +22,9 @@ from dataengine.dedup.against import open_bands
 from dataengine.dedup.bands import BAND_ROWS, NUM_SLOTS, read_records
 from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, find_copies, hash_slots
 from dataengine.dedup.caption_edges import sortable
-from dataengine.dedup.caption_steps import CLASSES, own_captions
 from dataengine.dedup.minhash import SignatureSpec
 from dataengine.dedup.routed import from_binary, to_binary
+from dataengine.dedup.text_steps import CLASSES, own_captions
 from dataengine.keys import key_bytes
 from dataengine.schemas import SELECTION, TableSchema
 from dataengine.storage.rundir import Part, Plan

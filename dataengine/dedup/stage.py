@@ -2,7 +2,7 @@
 
     route.<source>  ──by content hash──►  classes ──► vectors, centroids, cells              (image_steps.py)
                                                       ──by cell──► images, recall            (image_search.py)
-    texts.<source>  ──by caption hash──►  caption-classes ──► ...                            (caption_steps.py)
+    texts.<source>  ──by caption hash──►  caption-classes ──► ...             (text_steps.py, caption_steps.py)
 
 Everything after `classes` works on representatives alone, so a million copies cost a million rows and no pairs.
 """

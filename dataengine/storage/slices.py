@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ _MAGIC = b"DESLICE1"
 _PARALLEL_READS = 16
 _LAST_READ_BYTES = 32_768  # the whole footer of 1,024 slices, in one request
 _ENDING_BYTES = 8 + 8 + len(_MAGIC)
+_Read = TypeVar("_Read")
 
 
 class Sink(Protocol):
@@ -46,7 +47,7 @@ def write_slices(sink: Sink, slices: Iterable[pa.Table], metadata: Mapping[str, 
         checksums.append(xxhash.xxh3_64_intdigest(body))
         offsets.append(offsets[-1] + body.size)
         if body.size:
-            sink.write(memoryview(body))  # type: ignore[arg-type]
+            sink.write(memoryview(body).cast("B"))  # type: ignore[arg-type]
     described = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
     index = np.array([*offsets, *checksums], np.uint64).tobytes() + described
     counts = np.array([len(checksums), len(described)], np.uint32)
@@ -115,10 +116,21 @@ class SlicedObject:
 
 def read_each(objects: Sequence[SlicedObject], schema: TableSchema, first: int, stop: int) -> list[pa.Table]:
     """`SlicedObject.read` of each object, many at once where each costs a round trip."""
+    return _each(objects, lambda item: item.read(schema, first, stop))
+
+
+def read_batches(
+    objects: Sequence[SlicedObject], schema: TableSchema, first: int, stop: int
+) -> list[list[pa.RecordBatch | None]]:
+    """`SlicedObject.batches` of each object, likewise."""
+    return _each(objects, lambda item: item.batches(schema, first, stop))
+
+
+def _each(objects: Sequence[SlicedObject], read: Callable[[SlicedObject], _Read]) -> list[_Read]:
     if all(item.root.local_path(item.path) is not None for item in objects):
-        return [item.read(schema, first, stop) for item in objects]
+        return [read(item) for item in objects]
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        return list(pool.map(lambda item: item.read(schema, first, stop), objects))
+        return list(pool.map(read, objects))
 
 
 @functools.lru_cache(maxsize=4096)  # immutable; a reducer meets the same parts again in its next bucket

@@ -31,7 +31,7 @@ def pairs_of(
 
 def records(values: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sketches = np.random.default_rng(seed).integers(0, 2**64, len(values), dtype=np.uint64)
-    return np.array(values, np.uint32), np.arange(len(values), dtype=np.uint32), sketches
+    return np.array(values, np.uint64), np.arange(len(values), dtype=np.uint32), sketches
 
 
 @given(HASHES, st.integers(0, 40))
@@ -54,7 +54,7 @@ def test_order_and_batches_do_not_matter(values: list[int], max_degree: int, see
 
 def test_sketches_that_differ_too_much_are_no_candidates() -> None:
     sketches = np.array([0, 0b111, 0b1111], np.uint64)
-    found = pairs_of(np.zeros(3, np.uint32), np.arange(3, dtype=np.uint32), sketches, 3, Comparison(64, 3, 1))
+    found = pairs_of(np.zeros(3, np.uint64), np.arange(3, dtype=np.uint32), sketches, 3, Comparison(64, 3, 1))
     assert found == [(0, 1), (1, 2)]
 
 

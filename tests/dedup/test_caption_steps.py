@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from dataengine.config.dedup import CaptionDedupConfig
-from dataengine.dedup import caption_steps
+from dataengine.dedup import caption_steps, text_steps
 from dataengine.dedup.shingles import Shingling
 from dataengine.engine.worker import run_job
 from dataengine.errors import ConfigError
@@ -45,7 +45,7 @@ def captions_like(seed: int, num_captions: int, boilerplate: float = 0.0) -> lis
 def small_parts() -> object:
     """Parts and batches so small that a few hundred captions take several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caption_steps, "_PART_BYTES", 8_000)
+        patch.setattr(text_steps, "PART_BYTES", 8_000)
         patch.setattr(caption_steps, "_BANDED_ROWS", 70)
         yield None
 
@@ -98,7 +98,7 @@ def test_parts_buckets_memory_and_order_do_not_matter(
     assert (counted["dense_rows"] > 0) == (max_degree < 200)
     # Another order gives other keys to the rows, which are named by place: so texts are compared.
     for name, part_rows, memory_bytes, part_bytes in (("a", 37, 2**16, 3000), ("b", 9, 2**29, 10**9)):
-        monkeypatch.setattr(caption_steps, "_PART_BYTES", part_bytes)
+        monkeypatch.setattr(text_steps, "PART_BYTES", part_bytes)
         edges, _, counts = found(tmp_path / name, captions, config, part_rows=part_rows, memory_bytes=memory_bytes)
         assert edges.equals(wanted)
         assert counts == counted
@@ -178,11 +178,11 @@ def test_killed_in_every_phase_and_resumed(tmp_path: Path, phase: str) -> None:
 import os
 from pathlib import Path
 from dataengine.config.dedup import CaptionDedupConfig
-from dataengine.dedup import caption_steps
+from dataengine.dedup import caption_steps, text_steps
 from dataengine.storage.rundir import UnitDirectory
 from tests.dedup import running
 from tests.dedup.test_caption_steps import captions_like
-caption_steps._PART_BYTES, caption_steps._BANDED_ROWS = 8_000, 70
+text_steps.PART_BYTES, caption_steps._BANDED_ROWS = 8_000, 70
 config = CaptionDedupConfig(min_similarity=0.7, max_degree=8)
 steps = running.caption_steps(tuple(captions_like(11, 200, boilerplate=0.2)), config, 60, 2**18)
 board = running.board_of(Path({str(tmp_path / "killed")!r}), steps)

@@ -93,7 +93,7 @@ def screen(
         shared = np.int64(0)
         for word in range(8):
             shared += popcount(maps[row, word] & maps[other, word])
-        # Shared shingles that set one bit together show once: at most as many as a caption has without a bit of its own.
+        # Shared shingles that set one bit together show once: at most those a caption has without a bit of their own.
         shared += min(size - set_bits[row], other_size - set_bits[other])
         passes[pair] = shared >= needed and size >= needed and other_size >= needed
         if not passes[pair]:

@@ -24,6 +24,7 @@ def gather_runs(
     rows: NDArray[np.uint32],
     sketches: NDArray[np.uint64],
     num_own: int,
+    place_bits: int,
     out_rows: NDArray[np.uint32],
     out_sketches: NDArray[np.uint64],
     out_hashes: NDArray[np.uint64],
@@ -31,25 +32,34 @@ def gather_runs(
 ) -> int:
     """Collect the runs of at least two rows, one of them below `num_own`, that share a band hash; their number.
 
-    `ordered` holds band hash << 32 | place in `rows`, ascending. Run i is `out_rows[out_starts[i] : out_starts[i + 1]]`.
+    `ordered` holds band hash << `place_bits` | place in `rows`, ascending by hash. Run i is `out_rows[out_starts[i] :
+    out_starts[i + 1]]`, ascending.
     """
+    shift, mask = np.uint64(place_bits), np.uint64((1 << place_bits) - 1)
     num_runs, num_members, at = 0, 0, 0
     out_starts[0] = 0
     while at < len(ordered):
-        value = ordered[at] >> np.uint64(32)
+        value = ordered[at] >> shift
         stop = at + 1
-        while stop < len(ordered) and ordered[stop] >> np.uint64(32) == value:
+        while stop < len(ordered) and ordered[stop] >> shift == value:
             stop += 1
         if stop - at > 1:
-            has_own = False
+            has_own, ascends = False, True
             for place in range(at, stop):
-                index = np.int64(ordered[place] & np.uint64(0xFFFFFFFF))
-                out_rows[num_members + place - at] = rows[index]
-                out_sketches[num_members + place - at] = sketches[index]
+                index = np.int64(ordered[place] & mask)
+                member = num_members + place - at
+                out_rows[member] = rows[index]
+                out_sketches[member] = sketches[index]
                 has_own |= rows[index] < num_own
+                ascends &= place == at or out_rows[member - 1] <= rows[index]
             if has_own:
+                if not ascends:  # stored parts come in row order; any other order must give the same
+                    first, last = num_members, num_members + stop - at
+                    order = np.argsort(out_rows[first:last], kind="mergesort")
+                    out_rows[first:last] = out_rows[first:last][order]
+                    out_sketches[first:last] = out_sketches[first:last][order]
                 num_members += stop - at
-                out_hashes[num_runs] = value
+                out_hashes[num_runs] = value & np.uint64(0xFFFFFFFF)
                 num_runs += 1
                 out_starts[num_runs] = num_members
         at = stop
@@ -145,8 +155,8 @@ def join_runs(
     """Write lower row << 32 | higher row of each pair whose sketches differ in at most `max_differ` bits.
 
     Every row of a run meets the first `max_degree` before it (`num_anchors` in a dense run), unless both are at or
-    above `num_own`. Stops when `pairs` could overflow; `state` = [run, place] says where to go on, [number of runs, 0] that all is done.
-    `state[2]` counts comparisons. Returns the number of pairs written.
+    above `num_own`. Stops when `pairs` could overflow; `state` = [run, place] says where to go on, [number of runs, 0]
+    that all is done. `state[2]` counts comparisons. Returns the number of pairs written.
     """
     count = 0
     run, place = state[0], state[1]
