@@ -40,8 +40,8 @@ class ImageDedupConfig(Config):
     scorer: str | None = None
     """Whose embeddings; the first scorer's by default."""
     rows_per_cell: Annotated[int, Field(ge=16)] | None = None
-    """Cells are made so that each holds about this many rows; null: 0.4 times the square root of all rows, where placing
-    a row costs about as much as searching for it."""
+    """Cells are made so that each holds about this many rows; null: 0.4 times the square root of all rows, where
+    placing a row costs about as much as searching for it."""
     bucket_rows: Annotated[int, Field(ge=16)] = 131072
     """Cells that hold about this many rows together are one task, which holds them in memory."""
     border: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -68,14 +68,31 @@ class DedupConfig(Config):
     images: ImageDedupConfig | None = ImageDedupConfig()
     """Near-duplicate images; null: only exact ones."""
     against: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Published versions (paths or URLs of their `manifest.json`) whose captions this run's are matched with, too."""
+    """What this run's samples must not repeat: captions of published versions (paths or URLs of their `manifest.json`),
+    and images of evaluation sets (a folder, or paths or globs of `.tar` or `.npy` files, the latter embeddings)."""
     memory_bytes: Annotated[int, Field(ge=2**24, json_schema_extra=EXECUTION)] = 2**29
     """What a task of caption dedup may hold; more is spilled to the run directory."""
     num_class_buckets: Annotated[int, Field(ge=1, le=65536)] = 8
     """Tasks that content hashes of images are routed to."""
 
+    @property
+    def earlier_versions(self) -> tuple[str, ...]:
+        """The manifests among `against`."""
+        return tuple(address for address in self.against if address.endswith(".json"))
+
+    @property
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """The sets of images among `against`."""
+        return tuple(address for address in self.against if not address.endswith(".json"))
+
     @model_validator(mode="after")
-    def _against_needs_captions(self) -> Self:
-        if self.against and self.captions is None:
-            raise ValueError("dedup.against: matches captions, but dedup.captions is null; set it, or drop `against`")
+    def _against_needs_both(self) -> Self:
+        for kind, addresses, asked in (
+            ("captions", self.earlier_versions, self.captions),
+            ("images", self.evaluation_sets, self.images),
+        ):
+            if addresses and asked is None:
+                raise ValueError(
+                    f"dedup.against: {addresses[0]}: matches {kind}, but dedup.{kind} is null; set it, or drop this"
+                )
         return self

@@ -43,7 +43,8 @@ class SelectConfig(Config):
     survivors: SurvivorConfig = SurvivorConfig()
     """Who stays among duplicates."""
     against: Literal["drop", "keep"] = "drop"
-    """What becomes of rows whose caption is a copy or near-copy of one in `dedup.against` (reason `contaminated`)."""
+    """What becomes of rows whose caption or image is a copy or near-copy of one in `dedup.against` (reason
+    `contaminated`)."""
     balance: BalanceConfig = BalanceConfig()
     """How sources are mixed."""
     holdout_share: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -108,24 +108,33 @@ def _broke_rule(judged: pl.DataFrame) -> pl.DataFrame:
 
 
 def contamination(rows: pl.DataFrame, classes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
-    """key, rule_value and similarity of the rows that stand in an earlier dataset, too, as copies or nearly.
+    """key, rule_value and similarity of rows that stand in an earlier dataset or evaluation set, too, or nearly.
 
     `rule_value` is the dataset and the key of the most similar row there. What an edge says of a class representative
     holds for every row of its class, whichever of them passed the rules.
     """
     order = ["similarity", "against", "right_key"]
-    ends = edges.filter(pl.col("against").is_not_null()).sort(order, descending=[True, False, False])
-    nearest = ends.unique("left_key", keep="first", maintain_order=True).select(
-        class_key="left_key",
-        rule_value=pl.format("{} {}", "against", "right_key"),
-        similarity="similarity",
-    )
-    if nearest.is_empty():
+    ends = edges.filter(pl.col("against").is_not_null())
+    if ends.is_empty():
         return _nothing_met()
-    copies = classes.filter(pl.col("kind") == "caption_exact").select("key", "class_key")
-    named = rows.select("key").join(copies, on="key", how="left")
-    of_class = named.with_columns(pl.coalesce("class_key", "key").alias("class_key"))
-    return of_class.join(nearest, on="class_key").select(_MET.names())
+    image = pl.col("kind").is_in(["image_bytes", "pixels", "image_embedding"])
+    met = [
+        _speakers(rows, classes.filter(of_kind)).join(
+            ends.filter(of_kind).select(*order, class_key="left_key"), on="class_key"
+        )
+        for of_kind in (image, ~image)
+    ]
+    nearest = (
+        pl.concat(met).sort(order, descending=[True, False, False]).unique("key", keep="first", maintain_order=True)
+    )
+    return nearest.with_columns(rule_value=pl.format("{} {}", "against", "right_key")).select(_MET.names())
+
+
+def _speakers(rows: pl.DataFrame, classes: pl.DataFrame) -> pl.DataFrame:
+    """key and class_key: every row by itself, and by each row that speaks for it."""
+    themselves = rows.select("key", class_key="key")
+    copies = classes.select("key", "class_key").join(rows.select("key"), on="key", how="semi")
+    return pl.concat([themselves, copies]).unique()
 
 
 def _nothing_met() -> pl.DataFrame:
