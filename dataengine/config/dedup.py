@@ -44,7 +44,7 @@ class ImageDedupConfig(Config):
     placing a row costs about as much as searching for it."""
     bucket_rows: Annotated[int, Field(ge=16)] = 131072
     """Cells that hold about this many rows together are one task, which holds them in memory."""
-    border: Annotated[float, Field(gt=0, le=1)] = 0.5
+    border: Annotated[float, Field(gt=0, le=1)] = 0.35
     """Rows look into the cells whose border is near: 1 for as near as finds every pair, by proof; less is cheaper."""
     target_recall: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Of pairs at or above `min_similarity`; measured in every run, and when it is missed the search is widened to a
