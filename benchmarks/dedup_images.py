@@ -61,10 +61,10 @@ def run_contender(name: str, vectors: Path, num_threads: int) -> tuple[dict[str,
         return json.loads(done.stdout.splitlines()[-1]), np.stack([found["left"], found["right"]])
 
 
-def sampled_truth(vectors: Path, group: NDArray[np.int32], num_giants: int, num_rows: int) -> Truth:
-    """Exact search of `num_rows` random rows against all."""
+def sampled_truth(vectors: Path, group: NDArray[np.int32], num_giants: int) -> Truth:
+    """Exact search of some random rows against all."""
     everyone = np.load(vectors, mmap_mode="r")
-    chosen = np.random.default_rng(11).permutation(len(everyone))[:num_rows]
+    chosen = np.random.default_rng(11).permutation(len(everyone))[:TRUTH_ROWS]
     sample, found = _units(everyone[chosen]), []
     for begin in range(0, len(everyone), 20_000):
         near = sample @ _units(everyone[begin : begin + 20_000]).T >= MIN_SIMILARITY
@@ -126,11 +126,16 @@ def measure(num_rows: int, dim: int, folder: Path, num_threads: int) -> dict[str
     subprocess.run(generate, check=True)
     with np.load(vectors.with_suffix(".groups.npz")) as planted:
         group, num_giants = planted["group"], int(planted["num_giants"])
-    truth = sampled_truth(vectors, group, num_giants, num_rows if num_rows <= EXACT_ROWS else TRUTH_ROWS)
     names = ["dataengine", "semdedup", *(["exact"] if num_rows <= EXACT_ROWS else [])]
+    found = {name: run_contender(name, vectors, num_threads) for name in names}
+    if "exact" in found:
+        left, right = found["exact"][1]
+        both = np.concatenate([left, right]), np.concatenate([right, left])
+        truth = Truth(*both, group, num_giants)
+    else:
+        truth = sampled_truth(vectors, group, num_giants)
     results: dict[str, dict[str, Any]] = {}
-    for name in names:
-        spent, pairs = run_contender(name, vectors, num_threads)
+    for name, (spent, pairs) in found.items():
         results[f"{name} {num_rows:,}"] = _row(num_rows, spent, pairs, judge(truth, pairs, vectors))
         print(f"{name} {num_rows:,}: {json.dumps(spent)}", flush=True)
     for path in folder.iterdir():

@@ -18,6 +18,7 @@ from dataengine.dedup.caption_steps import (
     CaptionEdges,
     Signatures,
 )
+from dataengine.dedup.evaluation_steps import AgainstEvaluation
 from dataengine.dedup.image_search import ImageEdges, MeasureRecall
 from dataengine.dedup.image_steps import Centroids, PlaceVectors, SampleVectors, VectorSource
 from dataengine.dedup.publish_steps import KeptCaptions, PublishCaptions
@@ -28,6 +29,7 @@ from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
 from dataengine.emit.stage import PlanShards, RouteRows, WriteShards
 from dataengine.schemas import TableSchema
+from dataengine.score.evaluation import ScoreEvaluation
 from dataengine.score.heads import identify_head
 from dataengine.score.stage import Score
 from dataengine.score.weights import identify_scorer
@@ -146,7 +148,14 @@ def _image_steps(config: RunConfig, images: ImageDedupConfig) -> list[Step]:
     for rung in (0, 1):
         steps += [PlaceVectors(source, images, rung) for source in vectors]
         steps += [ImageEdges(names, images, config.seed, rung), MeasureRecall(names, images, rung)]
+    if config.dedup.evaluation_sets:
+        steps += [_evaluation(config, vectors[0].scorer), *(AgainstEvaluation(source, images) for source in vectors)]
     return steps
+
+
+def _evaluation(config: RunConfig, scorer: str) -> ScoreEvaluation:
+    found, sets = config.score.scorers[scorer], config.dedup.evaluation_sets
+    return ScoreEvaluation(scorer, found, identify_scorer(found), config.download.limits, sets)
 
 
 def _caption_steps(config: RunConfig) -> list[Step]:
@@ -157,18 +166,19 @@ def _caption_steps(config: RunConfig) -> list[Step]:
     spec, comparison = signature_spec(dedup.captions, config.seed), comparison_of(dedup.captions, config.seed)
     return [
         *steps,
-        CaptionClasses(sources, dedup.against, spec),
+        CaptionClasses(sources, dedup.earlier_versions, spec),
         Signatures(spec),
-        CandidatePairs(spec, comparison, dedup.against, dedup.memory_bytes),
-        AskedTexts(spec, dedup.against),
-        CaptionEdges(dedup.captions, spec, dedup.against),
+        CandidatePairs(spec, comparison, dedup.earlier_versions, dedup.memory_bytes),
+        AskedTexts(spec, dedup.earlier_versions),
+        CaptionEdges(dedup.captions, spec, dedup.earlier_versions),
     ]
 
 
 def _edge_steps(config: RunConfig) -> tuple[str, ...]:
     captions = () if config.dedup.captions is None else ("dedup/captions",)
     images = () if config.dedup.images is None else ("dedup/images", "dedup/images-wide")
-    return ("dedup/caption-classes", *captions, *images)
+    sets = sorted(config.sources) if config.dedup.evaluation_sets else []
+    return ("dedup/caption-classes", *captions, *images, *(f"dedup/evaluation.{source}" for source in sets))
 
 
 def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select:

@@ -279,6 +279,18 @@ HISTOGRAM = TableSchema(
     sorted_by=("source", "column", "low"),
 )
 
+EVALUATION = TableSchema(
+    "evaluation",
+    pa.schema(
+        [
+            column("set", pa.string(), "evaluation set, as the config names it"),
+            column("name", pa.string(), "image within the set: its path, or the number of its embedding"),
+            column("phash", pa.string(), "perceptual hash; null where only embeddings are given", nullable=True),
+        ]
+    ),
+    sorted_by=(),
+)
+
 MEASURES = [
     column("phash", pa.string(), "64-bit DCT perceptual hash, 16 hex characters", nullable=True),
     column(

@@ -44,7 +44,7 @@ class ImageDedupConfig(Config):
     place a row costs about as much as to search for it."""
     bucket_rows: Annotated[int, Field(ge=16)] = 131072
     """Cells that hold about this many rows together are one task, which holds them in memory."""
-    border: Annotated[float, Field(gt=0, le=1)] = 0.5
+    border: Annotated[float, Field(gt=0, le=1)] = 0.35
     """Rows look into the cells whose border is near: 1 for as near as finds every pair, by proof; less is cheaper."""
     target_recall: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Of pairs at or above `min_similarity`; measured in every run, and when it is missed the search is widened to a
@@ -68,14 +68,31 @@ class DedupConfig(Config):
     images: ImageDedupConfig | None = ImageDedupConfig()
     """Near-duplicate images; null: only exact ones."""
     against: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Published versions (paths or URLs of their `manifest.json`) whose captions this run's are matched with, too."""
+    """What this run's samples must not repeat: captions of published versions (paths or URLs of their `manifest.json`),
+    and images of evaluation sets (a folder, or paths or globs of `.tar` or `.npy` files, the latter embeddings)."""
     memory_bytes: Annotated[int, Field(ge=2**24, json_schema_extra=EXECUTION)] = 2**29
     """What a task of caption dedup may hold; more is spilled to the run directory."""
     num_class_buckets: Annotated[int, Field(ge=1, le=65536)] = 8
     """Tasks that content hashes of images are routed to."""
 
+    @property
+    def earlier_versions(self) -> tuple[str, ...]:
+        """The manifests among `against`."""
+        return tuple(address for address in self.against if address.endswith(".json"))
+
+    @property
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """The sets of images among `against`."""
+        return tuple(address for address in self.against if not address.endswith(".json"))
+
     @model_validator(mode="after")
-    def _against_needs_captions(self) -> Self:
-        if self.against and self.captions is None:
-            raise ValueError("dedup.against: matches captions, but dedup.captions is null; set it, or drop `against`")
+    def _against_needs_both(self) -> Self:
+        for kind, addresses, asked in (
+            ("captions", self.earlier_versions, self.captions),
+            ("images", self.evaluation_sets, self.images),
+        ):
+            if addresses and asked is None:
+                raise ValueError(
+                    f"dedup.against: {addresses[0]}: matches {kind}, but dedup.{kind} is null; set it, or drop this"
+                )
         return self

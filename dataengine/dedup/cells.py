@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,7 @@ _ITERATIONS = 3  # more make the search no cheaper: cells need to be small, not 
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time stay near the cache
 _CACHED_ROWS = 512  # 1 MiB at 512 dimensions
 _HALF_INFINITY = 0x7C00
+_MAX_TABLE_CELLS = 4096  # a table of all distances between centroids of 64 MiB
 _ROUNDING = 1e-6  # of a float32 product of unit vectors, and so of a distance to a plane
 
 
@@ -135,7 +137,7 @@ def _apart(centroids: NDArray[np.float32], units: NDArray[np.float32], radius: f
     Tight are cells whose rows lie about `radius` or less from their centroid. Loose cells may have centroids as near to
     each other, towards the middle of all; to join them would make one cell of many topics, and cost most of a search.
     """
-    home = place(units, centroids, 0.0).home
+    home = place(units, Cells(centroids), 0.0).home
     sizes = np.bincount(home, minlength=len(centroids))
     cosines = np.bincount(home, np.einsum("rd,rd->r", units, centroids[home]), minlength=len(centroids))
     tight = cosines >= sizes * (1 - radius**2 / 2)
@@ -155,46 +157,73 @@ def main_axes(centroids: NDArray[np.float32], num_axes: int) -> NDArray[np.float
     return np.ascontiguousarray(axes[:, -num_axes:], np.float32)
 
 
-def place(units: NDArray[np.float32], centroids: NDArray[np.float32], reach: float) -> Placement:
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a partition, and what placing rows asks of them again and again."""
+
+    centroids: NDArray[np.float32]
+    """Unit vectors [cells, dim]."""
+
+    @cached_property
+    def widest(self) -> NDArray[np.float32]:
+        """A distance from each centroid that none of the others exceeds: [cells]."""
+        if self._gaps is not None:
+            return np.asarray(self._gaps.max(axis=1))
+        to_middle = np.linalg.norm(self.centroids - self.centroids.mean(axis=0), axis=1)
+        return np.asarray(to_middle + to_middle.max(), np.float32)
+
+    def gaps(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Distance between two centroids, pair by pair: [pairs]."""
+        if self._gaps is not None:
+            return self._gaps[first, second]
+        pairs, which = np.unique(first * len(self.centroids) + second, return_inverse=True)
+        here, there = np.divmod(pairs, len(self.centroids))
+        cosine = np.empty(len(pairs), np.float32)
+        step = max(1, _BLOCK_FLOATS // self.centroids.shape[1])
+        for begin in range(0, len(pairs), step):
+            run = slice(begin, begin + step)
+            cosine[run] = np.einsum("pd,pd->p", self.centroids[here[run]], self.centroids[there[run]])
+        return _distance(cosine)[which]
+
+    @cached_property
+    def _gaps(self) -> NDArray[np.float32] | None:
+        """All distances, unless the table would be large."""
+        if len(self.centroids) > _MAX_TABLE_CELLS:
+            return None
+        return _distance(self.centroids @ self.centroids.T)
+
+
+def _distance(cosine: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of two unit vectors."""
+    return np.sqrt(np.maximum(2 - 2 * cosine, 0))
+
+
+def place(units: NDArray[np.float32], cells: Cells, reach: float) -> Placement:
     """The home of each row, and the cells whose border lies within `reach`; ties go to the lower cell.
 
-    `units` and `centroids` are unit vectors, float32 [rows, dim] and [cells, dim]; zero rows get NO_CELL.
+    `units` are unit vectors, float32 [rows, dim]; zero rows get NO_CELL.
     """
+    num_cells = len(cells.centroids)
     home = np.full(len(units), NO_CELL, np.int32)
-    middle = centroids.mean(axis=0)
-    to_middle = np.linalg.norm(centroids - middle, axis=1)
-    widest = to_middle + to_middle.max()  # no centroid lies farther from this one
-    rows, cells = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
-    block = max(1, _BLOCK_FLOATS // len(centroids))
+    rows, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    block = max(1, _BLOCK_FLOATS // num_cells)
     for begin in range(0, len(units), block):
-        similarity = units[begin : begin + block] @ centroids.T
+        similarity = units[begin : begin + block] @ cells.centroids.T
         nearest = similarity.argmax(axis=1)
         highest = similarity[np.arange(len(nearest)), nearest]
         home[begin : begin + block] = nearest
         if reach <= 0:
             continue
-        floor = highest - (reach + _ROUNDING) * widest[nearest]
-        row, cell = np.divmod(np.flatnonzero(similarity >= floor[:, None]), len(centroids))
+        floor = highest - (reach + _ROUNDING) * cells.widest[nearest]
+        row, cell = np.divmod(np.flatnonzero(similarity >= floor[:, None]), num_cells)
         lag = highest[row] - similarity[row, cell]
-        within = (cell != nearest[row]) & (lag <= reach * _gaps(centroids, nearest[row], cell) + _ROUNDING)
+        within = (cell != nearest[row]) & (lag <= reach * cells.gaps(nearest[row], cell) + _ROUNDING)
         rows.append(row[within] + begin)
-        cells.append(cell[within].astype(np.int32))
+        found.append(cell[within].astype(np.int32))
     home[~units.any(axis=1)] = NO_CELL
-    look_row, look_cell = np.concatenate(rows), np.concatenate(cells)
+    look_row, look_cell = np.concatenate(rows), np.concatenate(found)
     there = home[look_row] != NO_CELL
     return Placement(home, look_row[there], look_cell[there])
-
-
-def _gaps(centroids: NDArray[np.float32], first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Distance between two centroids, pair by pair: float32 [pairs]."""
-    pairs, which = np.unique(first * len(centroids) + second, return_inverse=True)
-    here, there = np.divmod(pairs, len(centroids))
-    cosine = np.empty(len(pairs), np.float32)
-    step = max(1, _BLOCK_FLOATS // centroids.shape[1])
-    for begin in range(0, len(pairs), step):
-        run = slice(begin, begin + step)
-        cosine[run] = np.einsum("pd,pd->p", centroids[here[run]], centroids[there[run]])
-    return np.sqrt(np.maximum(2 - 2 * cosine, 0))[which]
 
 
 def bucket_starts(sizes: NDArray[np.floating], bucket_rows: int) -> list[int]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dataengine.config.dedup import ImageDedupConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step, WholeUnit
 from dataengine.dedup.cells import (
+    Cells,
     Placement,
     bucket_cells,
     bucket_starts,
@@ -40,7 +41,7 @@ from dataengine.dedup.routed import KEYS, flat, image_rows, image_rows_schema, p
 from dataengine.keys import draws
 from dataengine.schemas import CELL, EDGE, SAMPLE, score_schema
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.tables import read_table
+from dataengine.storage.tables import read_npy, read_table
 
 _ROWS_PER_CENTROID = 16  # k-means gains little from more points a centroid (FAISS itself samples at most 256)
 _PHASH = score_schema((), (), measures=True)
@@ -164,7 +165,7 @@ class Centroids(Step):
         sample = np.concatenate([np.zeros((0, dim), np.float16), *arrays])
         cells = num_cells(num_images(inputs), self.config.rows_per_cell)
         centroids = train_cells(sample, cells, search_radius(self.config.min_similarity), self.seed)
-        homes = place(unit_vectors(sample), centroids, 0.0).home
+        homes = place(unit_vectors(sample), Cells(centroids), 0.0).home
         sizes = np.bincount(homes, minlength=len(centroids)) * (num_rows / max(len(sample), 1))
         outputs.rows_in = num_rows
         outputs.facts |= {
@@ -220,37 +221,43 @@ class PlaceVectors(Step):
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         facts = inputs.commits("dedup/centroids")[0].facts
-        centroids = np.asarray(next(inputs.arrays("dedup/centroids", "centroids")))
+        cells = _cells(inputs.whole["dedup/centroids"])
         rows, speak = self.vectors.read(inputs)
-        placed = place(rows.units, centroids, self._reach(1.0 if self.rung else self.config.border))
+        placed = place(rows.units, cells, self._reach(1.0 if self.rung else self.config.border))
         outputs.rows_in = len(rows.keys)
         if not self.rung:
-            cells = {"key": rows.keys, "cell": placed.home}
-            outputs.table("cell", CELL, CELL.table(cells))
+            outputs.table("cell", CELL, CELL.table({"key": rows.keys, "cell": placed.home}))
             schema = image_rows_schema(facts["dim"])
             sample = image_rows(next(inputs.tables("dedup/centroids", "recall", schema)))
             axes = np.asarray(next(inputs.arrays("dedup/centroids", "axes")))
             speakers = rows.take(np.flatnonzero(speak))
             outputs.table("true_pairs", EDGE, cross_edges(sample, speakers, self.config, axes))
-        table = self._placed(rows, placed, centroids)
-        buckets = bucket_cells(facts["bucket_starts"], len(centroids))
+        table = self._placed(rows, placed, cells)
+        buckets = bucket_cells(facts["bucket_starts"], facts["num_cells"])
         outputs.ranges("placed", placed_rows_schema(facts["dim"]), _routed(table, placed, speak, buckets))
 
     def _reach(self, border: float) -> float:
         return border * search_radius(self.config.min_similarity) / 2
 
-    def _placed(self, rows: ImageRows, placed: Placement, centroids: NDArray[np.float32]) -> pa.Table:
+    def _placed(self, rows: ImageRows, placed: Placement, cells: Cells) -> pa.Table:
         """placed_rows of all rows."""
         rungs = np.zeros(len(placed.look_row), np.int8)
         if self.rung:
-            first = place(rows.units, centroids, self._reach(self.config.border))
-            now, before = (item.look_row * len(centroids) + item.look_cell for item in (placed, first))
+            first = place(rows.units, cells, self._reach(self.config.border))
+            now, before = (item.look_row * len(cells.centroids) + item.look_cell for item in (placed, first))
             rungs = (~np.isin(now, before)).astype(np.int8)
         ends = np.searchsorted(placed.look_row, np.arange(len(rows.keys) + 1)).astype(np.int32)
         lists = {"looks": pa.array(placed.look_cell), "rungs": pa.array(rungs)}
         schema = placed_rows_schema(rows.embeddings.shape[1])
         columns = {name: pa.ListArray.from_arrays(pa.array(ends), values) for name, values in lists.items()}
         return schema.table({**_columns(rows), "home": pa.array(placed.home), **columns})
+
+
+@functools.lru_cache(maxsize=1)
+def _cells(centroids: WholeUnit) -> Cells:
+    """The cells; read once per process."""
+    item = centroids.commits()[0].objects["centroids"]
+    return Cells(read_npy(centroids.directory.root, item.path, item.sha256))
 
 
 def must_widen(context: PlanContext) -> bool:

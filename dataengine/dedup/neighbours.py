@@ -144,6 +144,26 @@ def cross_edges(
     return _edges(sample, rows, Pairs.joined(found))
 
 
+def against_edges(
+    rows: ImageRows,
+    others: ImageRows,
+    datasets: pa.Array,
+    config: ImageDedupConfig,
+    axes: NDArray[np.float32] | None = None,
+) -> pa.Table:
+    """EDGE rows of the near-duplicates of `rows` among the images of other datasets, named in `datasets`, row by row.
+
+    Images that come without a perceptual hash, being given as embeddings, are matched without the second witness.
+    """
+    found = [Pairs.joined([])]
+    for left, right in _compared(rows.units, others.units, axes, config):
+        passed = confirmed(rows.hashes.distances(left, others.hashes, right), config) | ~others.hashes.known[right]
+        pairs = _exact(rows, left[passed], others, right[passed])
+        found.append(pairs.where(pairs.similarity >= config.min_similarity))
+    pairs = Pairs.joined(found)
+    return _edges(rows, others, pairs, datasets.take(pa.array(pairs.right)))
+
+
 def _compared(
     first: NDArray[np.float32], second: NDArray[np.float32], axes: NDArray[np.float32] | None, config: ImageDedupConfig
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -315,7 +335,7 @@ def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.square(rows).sum(axis=1, dtype=np.float64)
 
 
-def _edges(first: ImageRows, second: ImageRows, pairs: Pairs) -> pa.Table:
+def _edges(first: ImageRows, second: ImageRows, pairs: Pairs, against: pa.Array | None = None) -> pa.Table:
     distance = first.hashes.distances(pairs.left, second.hashes, pairs.right)
     return edge_table(
         first.keys.take(pa.array(pairs.left)),
@@ -323,4 +343,5 @@ def _edges(first: ImageRows, second: ImageRows, pairs: Pairs) -> pa.Table:
         KIND,
         pairs.similarity,
         pa.array(distance, pa.int16(), mask=distance == NO_DISTANCE),
+        against,
     )

@@ -89,7 +89,21 @@ def read_npy(root: Root, path: str, sha256: str) -> NDArray[Any]:
             f"{root.address(path)}: {len(content)} bytes with sha256 {found}, its commit names {sha256}"
         )
     try:
-        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        return _mapped(content)
     except ValueError as error:
         raise CorruptObject(f"{root.address(path)}: not a readable .npy array: {error}") from error
-    return array
+
+
+def _mapped(content: bytes) -> NDArray[Any]:
+    """The array that a `.npy` file holds, on the file's own bytes and so not to be written to.
+
+    Raises ValueError when it is none.
+    """
+    header = io.BytesIO(content)
+    major, _ = np.lib.format.read_magic(header)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(header)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    found = np.frombuffer(content, dtype, offset=header.tell())
+    return found.reshape(shape, order="F" if fortran else "C")

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataengine.dedup import cells
 from dataengine.dedup.cells import (
     NO_CELL,
+    Cells,
     bucket_cells,
     bucket_starts,
     num_cells,
@@ -58,17 +60,17 @@ def test_no_border_runs_through_a_group_of_near_duplicates() -> None:
     centroids = train_cells(sample, 50, radius, seed=1)
     gaps = np.sqrt(np.maximum(2 - 2 * centroids @ centroids.T, 0)) + 2 * np.eye(len(centroids))
     assert gaps.min() >= radius
-    assert len(set(place(unit_vectors(group), centroids, 0.0).home.tolist())) == 1
+    assert len(set(place(unit_vectors(group), Cells(centroids), 0.0).home.tolist())) == 1
 
 
 @given(st.integers(0, 2**16), st.integers(1, 300), st.integers(1, 30), st.sampled_from([0.6, 0.8, 0.9, 0.97]))
 def test_every_pair_meets_when_rows_look_across_the_whole_border(
-    seed: int, num_rows: int, cells: int, min_similarity: float
+    seed: int, num_rows: int, number: int, min_similarity: float
 ) -> None:
     rng = np.random.default_rng(seed)
     units = unit_vectors(rng.normal(size=(num_rows, 6)))
-    centroids = unit_vectors(rng.normal(size=(cells, 6)))
-    placed = place(units, centroids, search_radius(min_similarity) / 2)
+    centroids = unit_vectors(rng.normal(size=(number, 6)))
+    placed = place(units, Cells(centroids), search_radius(min_similarity) / 2)
     assert placed.home.tolist() == (units @ centroids.T).argmax(axis=1).tolist()
     looks = set(zip(placed.look_row.tolist(), placed.look_cell.tolist(), strict=True))
     assert len(looks) == len(placed.look_row)
@@ -78,10 +80,12 @@ def test_every_pair_meets_when_rows_look_across_the_whole_border(
         assert homes[0] == homes[1] or (first, homes[1]) in looks or (second, homes[0]) in looks
 
 
-def test_looks_are_those_within_reach_of_the_border() -> None:
+@pytest.mark.parametrize("max_table_cells", [4096, 5])
+def test_looks_are_those_within_reach_of_the_border(monkeypatch: pytest.MonkeyPatch, max_table_cells: int) -> None:
+    monkeypatch.setattr(cells, "_MAX_TABLE_CELLS", max_table_cells)
     rng = np.random.default_rng(2)
     units, centroids = unit_vectors(rng.normal(size=(200, 8))), unit_vectors(rng.normal(size=(20, 8)))
-    placed = place(units, centroids, 0.1)
+    placed = place(units, Cells(centroids), 0.1)
     found = np.zeros((200, 20), bool)
     found[placed.look_row, placed.look_cell] = True
     for row, home in enumerate(placed.home):
@@ -93,7 +97,7 @@ def test_looks_are_those_within_reach_of_the_border() -> None:
 def test_ties_go_to_the_lower_cell_and_zero_rows_have_none() -> None:
     centroids = np.array([[0, 1], [1, 0], [1, 0], [-1, 0]], np.float32)
     units = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
-    placed = place(units, centroids, 0.2)
+    placed = place(units, Cells(centroids), 0.2)
     assert placed.home.tolist() == [1, 0, NO_CELL]
     assert 2 not in placed.look_row
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dataengine.config.dedup import ImageDedupConfig
 from dataengine.dedup import neighbours
-from dataengine.dedup.cells import bucket_cells, main_axes, place, search_radius, train_cells, unit_vectors
+from dataengine.dedup.cells import Cells, bucket_cells, main_axes, place, search_radius, train_cells, unit_vectors
 from dataengine.dedup.neighbours import Bucket, ImageRows, Looks, cross_edges, image_edges
 from dataengine.dedup.recall import measure
 from dataengine.keys import url_keys
@@ -40,8 +40,8 @@ def search(
     radius = search_radius(config.min_similarity)
     centroids = train_cells(rows.take(order).embeddings, num_cells, radius, seed=1)
     units = unit_vectors(rows.embeddings)
-    first = place(units, centroids, config.border * radius / 2)
-    placed = first if wide is None else place(units, centroids, wide * radius / 2)
+    first = place(units, Cells(centroids), config.border * radius / 2)
+    placed = first if wide is None else place(units, Cells(centroids), wide * radius / 2)
     before = set(zip(first.look_row.tolist(), first.look_cell.tolist(), strict=True))
     looks = zip(placed.look_row.tolist(), placed.look_cell.tolist(), strict=True)
     rungs = np.array([look not in before for look in looks], np.int8)
