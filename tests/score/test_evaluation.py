@@ -16,6 +16,7 @@ from dataengine.engine.board import Board
 from dataengine.errors import InputError
 from dataengine.schemas import EVALUATION
 from dataengine.score.evaluation import ScoreEvaluation
+from dataengine.score.weights import identify_scorer
 from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_npy, read_table
@@ -32,7 +33,7 @@ def picture(seed: int) -> bytes:
 
 
 def score(root: Path, *sets: str) -> tuple[list[dict[str, object]], np.ndarray, list[Commit]]:
-    step = ScoreEvaluation("tiny", TINY, LimitsConfig(), sets)
+    step = ScoreEvaluation("tiny", TINY, identify_scorer(TINY), LimitsConfig(), sets)
     run = RunDirectory(Root(str(root)), "run")
     board = Board(run, [step], {step.name: "0" * 64}, store=False)
     directory = board.states[step.name].directory
@@ -73,7 +74,7 @@ def test_images_that_do_not_decode_are_counted(tmp_path: Path) -> None:
     (tmp_path / "set" / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
     rows, _, commits = score(tmp_path, f"{tmp_path}/set")
     assert [row["name"] for row in rows] == ["good.png"]
-    assert commits[0].counts == {"undecodable": 1}
+    assert commits[0].counts == {"unusable": 1}
 
 
 @pytest.mark.parametrize("array", [np.ones((3, 7), np.float32), np.ones(64, np.float32), np.ones((3, 64), np.int64)])
