@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataengine.dedup.arrays import widened
-from dataengine.dedup.products import Products, dots, worth_bfloat16
+from dataengine.dedup.products import Products, worth_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,7 +214,7 @@ def place(units: NDArray[np.float32], cells: Cells, reach: float) -> Placement:
 
     `units` are unit vectors, float32 [rows, dim]; zero rows get NO_CELL.
     """
-    num_cells, centroids = len(cells.centroids), cells.centroids
+    num_cells = len(cells.centroids)
     homes = np.full(len(units), NO_CELL, np.int32)
     rows, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     block = max(1, _BLOCK_FLOATS // num_cells)
@@ -223,7 +223,7 @@ def place(units: NDArray[np.float32], cells: Cells, reach: float) -> Placement:
         product = cells.products.of(here)
         floor = product.max(axis=1) - (2 * cells.products.error + max(reach, 0.0) * cells.widest.max())
         row, cell = np.divmod(np.flatnonzero(product >= floor[:, None]), num_cells)
-        similarity = dots(here, row, centroids, cell)
+        similarity = cells.products.of_pairs(here, row, cell, product)
         firsts = np.searchsorted(row, np.arange(len(here)))
         highest = np.maximum.reduceat(similarity, firsts)
         tops = np.flatnonzero(similarity == highest[row])

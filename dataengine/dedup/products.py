@@ -23,6 +23,7 @@ _MIN_CELLS = 1024  # 170,000 rows at the default: below, to load torch (1.2 CPU-
 FLOAT32_ERROR = 1e-4  # more than float32 can lose in a product of unit vectors of 2,048 dimensions
 BFLOAT16_ERROR = 0.0125  # 8 bits: half a unit, 2**-8, of each factor and of the result, and what float32 loses
 _CONVERTED_ROWS = 512
+_SHAPE_ROWS = 128  # oneDNN compiles, and keeps, code for each shape: a millisecond and a MiB, so let them be few
 
 
 def worth_bfloat16(num_cells: int) -> bool:
@@ -75,17 +76,36 @@ class Products:
         reaches = similarity >= floor
         return left[reaches], right[reaches], similarity[reaches]
 
+    def of_pairs(
+        self,
+        first: NDArray[np.float32],
+        left: NDArray[np.int64],
+        right: NDArray[np.int64],
+        product: NDArray[np.float32],
+    ) -> NDArray[np.floating]:
+        """Products of rows `left` of first with rows `right`, to float32's last bits or better: [pairs].
+
+        `product` is what `of` gave for `first`.
+        """
+        return dots(first, left, self.rows, right) if self.bfloat16 else product[left, right]
+
     @cached_property
     def _multiply(self) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
         import torch
 
-        columns = torch.from_numpy(self.rows).bfloat16().T
+        def halved(rows: NDArray[np.float32]) -> torch.Tensor:
+            padded = torch.zeros((-(-len(rows) // _SHAPE_ROWS) * _SHAPE_ROWS, rows.shape[1]), dtype=torch.bfloat16)
+            padded[: len(rows)].copy_(torch.from_numpy(rows))
+            return padded
+
+        columns = halved(self.rows).T
 
         def multiply(first: NDArray[np.float32]) -> NDArray[np.float32]:
             product = np.empty((len(first), len(self.rows)), np.float32)
             for begin in range(0, len(first), _CONVERTED_ROWS):
-                block = torch.from_numpy(first[begin : begin + _CONVERTED_ROWS]).bfloat16() @ columns
-                torch.from_numpy(product[begin : begin + _CONVERTED_ROWS]).copy_(block)
+                block = first[begin : begin + _CONVERTED_ROWS]
+                found = (halved(block) @ columns)[: len(block), : len(self.rows)]
+                torch.from_numpy(product[begin : begin + len(block)]).copy_(found)
             return product
 
         return multiply
@@ -95,9 +115,9 @@ def dots(
     first: NDArray[np.float32], left: NDArray[np.int64], second: NDArray[np.float32], right: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Product of a row of `first` with one of `second`, pair by pair, summed in float64: [pairs]."""
-    from dataengine.dedup.kernels.dots import products
-
     out = np.empty(len(left))
     if len(left):
+        from dataengine.dedup.kernels.dots import products
+
         cast("Any", products)(first, left, second, right, out)
     return out
