@@ -95,7 +95,7 @@ class Products:
 
         def halved(rows: NDArray[np.float32]) -> torch.Tensor:
             padded = torch.zeros((-(-len(rows) // _SHAPE_ROWS) * _SHAPE_ROWS, rows.shape[1]), dtype=torch.bfloat16)
-            padded[: len(rows)].copy_(torch.from_numpy(rows))
+            padded[: len(rows)].copy_(torch.from_numpy(np.require(rows, requirements="W")))
             return padded
 
         columns = halved(self.rows).T
