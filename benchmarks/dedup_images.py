@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.dedup_image_contenders import MIN_SIMILARITY
 from benchmarks.reporting import Goal, report
-from dataengine.select.relations import components
+from dataengine.select.relations import flatten, unite
 
 LADDER = (100_000, 300_000, 1_000_000)
 GIANT_DEGREE = 50
@@ -103,7 +103,9 @@ def _lost(truth: Truth, pairs: NDArray[np.int64]) -> int:
         members = np.flatnonzero(truth.group == giant)
         inside = np.isin(pairs[0], members) & np.isin(pairs[1], members)
         left, right = (np.searchsorted(members, side[inside]) for side in pairs)
-        labels = components(len(members), left, right)
+        labels = np.arange(len(members), dtype=np.int32)
+        unite(labels, left.astype(np.int32), right.astype(np.int32))
+        flatten(labels)
         lost += len(members) - int(np.bincount(labels).max())
     return lost
 

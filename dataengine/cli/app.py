@@ -206,6 +206,26 @@ def verify(
     print_verify(dataset, full, sample, options)
 
 
+@app.command(name="caption-set")
+def caption_set(
+    config: ConfigPath,
+    files: Annotated[
+        list[str], typer.Argument(help="Text files, a caption a line, or .parquet files; globs.", show_default=False)
+    ],
+    to: Annotated[str, typer.Option(metavar="DIR", help="A new folder or URL for the set.", show_default=False)],
+    column: Annotated[str, typer.Option(help="Column of .parquet files.")] = "caption",
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Sign captions that no training set may hold, such as the prompts of a benchmark, for `dedup.against`.
+
+    They are signed as the config's own captions are; the key of a match is the number of its row. Example:
+    [bold]dataengine caption-set configs/openuni_24m.yaml prompts.txt --to /data/evaluation/prompts[/bold]
+    """
+    from dataengine.cli.caption_set import print_caption_set
+
+    print_caption_set(config, files, to, column, overrides)
+
+
 ENGINE_HINT = "install dataengine[engine,cpu], or [engine,gpu] for FAISS on GPUs"
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataengine.dedup.arrays import widened
+from dataengine.dedup.products import Products, worth_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,6 +165,16 @@ class Cells:
     centroids: NDArray[np.float32]
     """Unit vectors [cells, dim]."""
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether products in a search of so many cells are better made in bfloat16."""
+        return worth_bfloat16(len(self.centroids))
+
+    @cached_property
+    def products(self) -> Products:
+        """What multiplies rows with the centroids."""
+        return Products(self.centroids, self.bfloat16)
+
     @cached_property
     def widest(self) -> NDArray[np.float32]:
         """A distance from each centroid that none of the others exceeds: [cells]."""
@@ -204,26 +215,29 @@ def place(units: NDArray[np.float32], cells: Cells, reach: float) -> Placement:
     `units` are unit vectors, float32 [rows, dim]; zero rows get NO_CELL.
     """
     num_cells = len(cells.centroids)
-    home = np.full(len(units), NO_CELL, np.int32)
+    homes = np.full(len(units), NO_CELL, np.int32)
     rows, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     block = max(1, _BLOCK_FLOATS // num_cells)
     for begin in range(0, len(units), block):
-        similarity = units[begin : begin + block] @ cells.centroids.T
-        nearest = similarity.argmax(axis=1)
-        highest = similarity[np.arange(len(nearest)), nearest]
-        home[begin : begin + block] = nearest
-        if reach <= 0:
-            continue
-        floor = highest - (reach + _ROUNDING) * cells.widest[nearest]
-        row, cell = np.divmod(np.flatnonzero(similarity >= floor[:, None]), num_cells)
-        lag = highest[row] - similarity[row, cell]
-        within = (cell != nearest[row]) & (lag <= reach * cells.gaps(nearest[row], cell) + _ROUNDING)
+        here = units[begin : begin + block]
+        product = cells.products.of(here)
+        floor = product.max(axis=1) - (2 * cells.products.error + max(reach, 0.0) * cells.widest.max())
+        row, cell = np.divmod(np.flatnonzero(product >= floor[:, None]), num_cells)
+        similarity = cells.products.of_pairs(here, row, cell, product)
+        firsts = np.searchsorted(row, np.arange(len(here)))
+        highest = np.maximum.reduceat(similarity, firsts)
+        tops = np.flatnonzero(similarity == highest[row])
+        home = cell[tops[np.searchsorted(row[tops], np.arange(len(here)))]]
+        homes[begin : begin + block] = home
+        other = cell != home[row]
+        row, cell, lag = row[other], cell[other], (highest[row] - similarity)[other]
+        within = lag <= reach * cells.gaps(home[row], cell) + _ROUNDING
         rows.append(row[within] + begin)
         found.append(cell[within].astype(np.int32))
-    home[~units.any(axis=1)] = NO_CELL
+    homes[~units.any(axis=1)] = NO_CELL
     look_row, look_cell = np.concatenate(rows), np.concatenate(found)
-    there = home[look_row] != NO_CELL
-    return Placement(home, look_row[there], look_cell[there])
+    there = homes[look_row] != NO_CELL
+    return Placement(homes, look_row[there], look_cell[there])
 
 
 def bucket_starts(sizes: NDArray[np.floating], bucket_rows: int) -> list[int]:

@@ -19,6 +19,7 @@ from dataengine.dedup.arrays import distinct, widened
 from dataengine.dedup.bounded import kept
 from dataengine.dedup.cells import unit_vectors
 from dataengine.dedup.edges import Pairs, edge_table
+from dataengine.dedup.products import BFLOAT16_ERROR, FLOAT32_ERROR, MAX_DOUBTFUL, Products
 from dataengine.dedup.witness import NO_DISTANCE, Hashes, confirmed
 from dataengine.keys import draws
 
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
 
 KIND = "image_embedding"
 NUM_AXES = 127  # a vector of 128 with the length of the rest
-_ROUNDING = 1e-4  # more than float32 can lose in a product of unit vectors of 2,048 dimensions
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
-_MAX_DOUBTFUL = 0.01  # an exact similarity takes as long as about 100 products in a matrix
 _EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
 _CACHED_PAIRS = 1 << 9  # 1 MiB of products
 
@@ -115,13 +114,16 @@ class ImageEdges:
     """Keys of rows that had more than `max_degree` neighbours in one cell, and kept so many: string."""
 
 
-def image_edges(bucket: Bucket, cells: range, rung: int, config: ImageDedupConfig, seed: int) -> ImageEdges:
+def image_edges(
+    bucket: Bucket, cells: range, rung: int, config: ImageDedupConfig, seed: int, bfloat16: bool = False
+) -> ImageEdges:
     """The near-duplicate pairs that `cells` own at `rung`, out of the bucket's rows in any order.
 
     Rows that share a home are compared there, at rung 0. Rows of two homes meet where either looks into the other's;
-    of two such looks, the one of the lower rung, then cell, owns the pair.
+    of two such looks, the one of the lower rung, then cell, owns the pair. `bfloat16` makes it cheaper and changes
+    nothing.
     """
-    search = _Search(bucket, rung, config, seed)
+    search = _Search(bucket, rung, config, seed, bfloat16)
     found = [search.cell(cell) for cell in cells]
     pairs = Pairs.joined([item.pairs for item in found])
     bounded = distinct(np.concatenate([np.zeros(0, np.int64), *(item.bounded for item in found)]))
@@ -130,14 +132,18 @@ def image_edges(bucket: Bucket, cells: range, rung: int, config: ImageDedupConfi
 
 
 def cross_edges(
-    sample: ImageRows, rows: ImageRows, config: ImageDedupConfig, axes: NDArray[np.float32] | None = None
+    sample: ImageRows,
+    rows: ImageRows,
+    config: ImageDedupConfig,
+    axes: NDArray[np.float32] | None = None,
+    bfloat16: bool = False,
 ) -> pa.Table:
     """EDGE rows of the near-duplicate pairs of any sampled row with any of `rows`, confirmed; cells set aside.
 
-    `axes` (orthonormal, float32 [dim, axes]) make it cheaper and change nothing.
+    `axes` (orthonormal, float32 [dim, axes]) and `bfloat16` make it cheaper and change nothing.
     """
     found = [Pairs.joined([])]
-    for left, right in _compared(sample.units, rows.units, axes, config):
+    for left, right in _compared(sample.units, rows.units, axes, config, bfloat16):
         passed = confirmed(sample.hashes.distances(left, rows.hashes, right), config)
         pairs = _exact(sample, left[passed], rows, right[passed])
         found.append(pairs.where(pairs.similarity >= config.min_similarity))
@@ -150,13 +156,14 @@ def against_edges(
     datasets: pa.Array,
     config: ImageDedupConfig,
     axes: NDArray[np.float32] | None = None,
+    bfloat16: bool = False,
 ) -> pa.Table:
     """EDGE rows of the near-duplicates of `rows` among the images of other datasets, named in `datasets`, row by row.
 
     Images that come without a perceptual hash, being given as embeddings, are matched without the second witness.
     """
     found = [Pairs.joined([])]
-    for left, right in _compared(rows.units, others.units, axes, config):
+    for left, right in _compared(rows.units, others.units, axes, config, bfloat16):
         passed = confirmed(rows.hashes.distances(left, others.hashes, right), config) | ~others.hashes.known[right]
         pairs = _exact(rows, left[passed], others, right[passed])
         found.append(pairs.where(pairs.similarity >= config.min_similarity))
@@ -165,19 +172,24 @@ def against_edges(
 
 
 def _compared(
-    first: NDArray[np.float32], second: NDArray[np.float32], axes: NDArray[np.float32] | None, config: ImageDedupConfig
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    axes: NDArray[np.float32] | None,
+    config: ImageDedupConfig,
+    bfloat16: bool,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Pairs that may reach `min_similarity`, by what rows have along the axes where that tells most of them apart."""
     if axes is None or first.shape[1] < 2 * axes.shape[1]:
-        yield from ((left, right) for left, right, _ in _proposed(first, second, config))
+        yield from ((left, right) for left, right, _ in _proposed(first, second, config, bfloat16))
         return
-    brief, briefs = _along(first, axes), _along(second, axes)
+    brief, briefs = _along(first, axes), Products(_along(second, axes), bfloat16)
     height = max(1, _BLOCK_FLOATS // max(len(second), 1))
     for top in range(0, len(first), height):
         run = slice(top, top + height)
-        left, right = np.divmod(np.flatnonzero(brief[run] @ briefs.T >= _floor(config)), max(len(second), 1))
-        if len(left) > _MAX_DOUBTFUL * len(brief[run]) * len(second):
-            pairs = _proposed(first[run], second, config)
+        near = np.flatnonzero(briefs.of(brief[run]) >= _floor(config) - briefs.error)
+        left, right = np.divmod(near, max(len(second), 1))
+        if len(left) > MAX_DOUBTFUL * len(brief[run]) * len(second):
+            pairs = _proposed(first[run], second, config, bfloat16)
             left, right = (np.concatenate(side) for side in list(zip(*pairs, strict=True))[:2])
         yield left + top, right
 
@@ -208,34 +220,40 @@ class _Search:
     rung: int
     config: ImageDedupConfig
     seed: int
+    bfloat16: bool
 
     def cell(self, cell: int) -> _Found:
         """The pairs that `cell` owns."""
         members, lookers = self._members(cell), self._lookers(cell)
         callers = np.concatenate([members, lookers]) if self.rung == 0 else lookers
-        rows = self.bucket.rows
-        left, right, num_refused = [callers[:0]], [callers[:0]], 0
+        codes, bounded, num_refused = [members[:0]], [members[:0]], 0
         if len(members) and len(callers):
-            there = unit_vectors(rows.embeddings[members])
-            here = unit_vectors(rows.embeddings[lookers])
+            there = unit_vectors(self.bucket.rows.embeddings[members])
+            here = unit_vectors(self.bucket.rows.embeddings[lookers])
             here = np.concatenate([there, here]) if self.rung == 0 else here
-            for caller, member, similarity in _proposed(here, there, self.config):
-                first, second = callers[caller], members[member]
-                mine = self._owned(first, second, cell)
-                first, second, similarity = first[mine], second[mine], similarity[mine]
-                passed = confirmed(rows.hashes.distances(first, rows.hashes, second), self.config)
-                num_refused += self._refused(first[~passed], second[~passed], similarity[~passed])
-                left.append(first[passed])
-                right.append(second[passed])
-        return self._decided(np.concatenate(left), np.concatenate(right), num_refused)
+            for caller, member, similarity in _proposed(here, there, self.config, self.bfloat16):
+                left, right, refused = self._confirmed(callers[caller], members[member], similarity, cell)
+                keep, dense = kept(
+                    left, self._ranks[left], self._ranks[right], len(self._ranks), self.config.max_degree
+                )
+                left, right = left[keep], right[keep]
+                codes.append(np.minimum(left, right) << 32 | np.maximum(left, right))
+                bounded.append(dense)
+                num_refused += refused
+        code = distinct(np.concatenate(codes))
+        pairs = _exact(self.bucket.rows, code >> 32, self.bucket.rows, code & 0xFFFFFFFF)
+        return _Found(pairs.where(pairs.similarity >= self.config.min_similarity), num_refused, np.concatenate(bounded))
 
-    def _decided(self, left: NDArray[np.int64], right: NDArray[np.int64], num_refused: int) -> _Found:
-        """The pairs that stay once dense neighbourhoods are bounded, each once, with their exact similarity."""
-        rows, ranks = self.bucket.rows, self._ranks
-        keep, bounded = kept(left, ranks[left], ranks[right], len(ranks), self.config.max_degree)
-        code = distinct(np.minimum(left, right)[keep] << 32 | np.maximum(left, right)[keep])
-        pairs = _exact(rows, code >> 32, rows, code & 0xFFFFFFFF)
-        return _Found(pairs.where(pairs.similarity >= self.config.min_similarity), num_refused, bounded)
+    def _confirmed(
+        self, caller: NDArray[np.int64], member: NDArray[np.int64], similarity: NDArray[np.float32], cell: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """The pairs that belong to `cell` and pass the second witness, and how many of the others it refused."""
+        mine = self._owned(caller, member, cell)
+        caller, member, similarity = caller[mine], member[mine], similarity[mine]
+        hashes = self.bucket.rows.hashes
+        passed = confirmed(hashes.distances(caller, hashes, member), self.config)
+        refused = self._refused(caller[~passed], member[~passed], similarity[~passed])
+        return caller[passed], member[passed], refused
 
     def _owned(self, caller: NDArray[np.int64], member: NDArray[np.int64], cell: int) -> NDArray[np.bool_]:
         """Which pairs of a caller with a member of `cell` belong here, and are not one row with itself."""
@@ -249,7 +267,7 @@ class _Search:
         home = self.bucket.home
         once = (home[caller] != home[member]) | (caller < member)
         caller, member, similarity = caller[once], member[once], similarity[once]
-        doubtful = similarity < self.config.min_similarity + _ROUNDING
+        doubtful = similarity < self.config.min_similarity + BFLOAT16_ERROR
         exact = _exact(self.bucket.rows, caller[doubtful], self.bucket.rows, member[doubtful]).similarity
         return int(np.count_nonzero(~doubtful) + np.count_nonzero(exact >= self.config.min_similarity))
 
@@ -288,22 +306,27 @@ class _Search:
 
 
 def _proposed(
-    first: NDArray[np.float32], second: NDArray[np.float32], config: ImageDedupConfig
+    first: NDArray[np.float32], second: NDArray[np.float32], config: ImageDedupConfig, bfloat16: bool
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-    """Pairs (row of first, row of second) of unit vectors that may reach `min_similarity`, and their float32 cosine."""
-    floor = _floor(config)
+    """Pairs (row of first, row of second) of unit vectors that may reach `min_similarity`, and about their cosine.
+
+    All pairs of a row of first come together.
+    """
     width = max(1, min(len(second), _BLOCK_FLOATS // 256))
     height = max(1, _BLOCK_FLOATS // width)
+    columns = [Products(second[start : start + width], bfloat16) for start in range(0, len(second), width)]
+    if not columns:
+        return
     for top in range(0, len(first), height):
-        for start in range(0, len(second), width):
-            similarity = first[top : top + height] @ second[start : start + width].T
-            near = np.flatnonzero(similarity >= floor)
-            left, right = np.divmod(near, similarity.shape[1])
-            yield left + top, right + start, similarity.ravel()[near]
+        found = [item.near(first[top : top + height], _floor(config)) for item in columns]
+        left, right, similarity = (np.concatenate(side) for side in zip(*found, strict=True))
+        right += np.repeat(np.arange(len(found)) * width, [len(item[0]) for item in found])
+        order = np.argsort(left, kind="stable") if len(found) > 1 else slice(None)
+        yield left[order] + top, right[order], similarity[order]
 
 
 def _floor(config: ImageDedupConfig) -> float:
-    return max(config.min_similarity - _ROUNDING, _ROUNDING)  # so that a zero row reaches nothing
+    return max(config.min_similarity - FLOAT32_ERROR, FLOAT32_ERROR)  # so that a zero row reaches nothing
 
 
 def _exact(first: ImageRows, left: NDArray[np.int64], second: ImageRows, right: NDArray[np.int64]) -> Pairs:

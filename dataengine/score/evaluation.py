@@ -7,6 +7,7 @@ images are known by their path in the set.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from dataengine.config.download import LimitsConfig
 from dataengine.config.score import ScorerConfig
@@ -28,7 +31,13 @@ from dataengine.storage.rundir import Part, Plan, digest
 from dataengine.storage.store import Root
 from dataengine.storage.tar import TarFault, walk
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_REWRITTEN: dict[str, type[BmpImageFile] | type[TiffImageFile]] = {
+    ".bmp": BmpImageFile,
+    ".tif": TiffImageFile,
+    ".tiff": TiffImageFile,
+}
+"""What benchmarks hold and the web does not: made PNG before it is looked at as the samples are."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", *_REWRITTEN)
 _PART_IMAGES = 1000
 _Named = tuple[str, "str | tuple[str, int, int]"]
 """Name within the set, and where it lies: a file, or a file, offset and size."""
@@ -39,7 +48,7 @@ class ScoreEvaluation(Step):
     """Embeds the images of evaluation sets with the scorer whose embeddings dedup compares."""
 
     stage: ClassVar[str] = "score"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     stateful: ClassVar[bool] = True
     scorer: str
     config: ScorerConfig
@@ -91,8 +100,9 @@ class ScoreEvaluation(Step):
         """Names, perceptual hashes and embeddings of those that decode, looked at as the samples are."""
 
         def read() -> Iterator[bytes]:
-            for _, place in images:
-                yield root.get(place) if isinstance(place, str) else root.get_range(*place)
+            for name, place in images:
+                content = root.get(place) if isinstance(place, str) else root.get_range(*place)
+                yield _as_png(content, name, self.limits.max_pixels)
 
         looker = Looker({self.scorer: model}, self.limits, machine.num_threads, Waits(), machine.report)
         rows = np.arange(len(images), dtype=np.int64)
@@ -100,6 +110,22 @@ class ScoreEvaluation(Step):
         usable = np.flatnonzero(seen.good[self.scorer]).tolist()
         hashes = [None if (found := seen.measures[row]) is None else f"{found.phash:016x}" for row in usable]
         return [images[row][0] for row in usable], hashes, seen.embeddings[self.scorer][usable].astype(np.float16)
+
+
+def _as_png(content: bytes, name: str, max_pixels: int) -> bytes:
+    """The image in a format that samples have; as it is where it has one, or cannot be read at all."""
+    reader = _REWRITTEN.get(f".{name.lower().rpartition('.')[2]}")
+    if reader is None:
+        return content
+    try:
+        with reader(io.BytesIO(content)) as image:
+            if image.width * image.height > max_pixels:
+                return content
+            out = io.BytesIO()
+            image.convert("RGB").save(out, "PNG", compress_level=0)
+            return out.getvalue()
+    except Exception:  # noqa: BLE001 - Pillow raises anything on damaged files; undecodable bytes are counted below
+        return content
 
 
 def _pieces(root: Root, address: str) -> Iterator[list[str]]:

@@ -126,6 +126,21 @@ def test_a_group_of_five_thousand_costs_no_square_and_loses_nobody() -> None:
     assert reached == members
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_row_has_one_neighbourhood_in_a_cell_of_many_blocks(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
+    rng = np.random.default_rng(4)
+    rows = image_rows(rng.normal(size=32) + rng.normal(0, 0.1, (300, 32)))
+    nobody = Looks(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int8))
+    config = ANY.model_copy(update={"max_degree": 5})
+    bucket = Bucket(rows, np.zeros(300, np.int32), nobody)
+    whole = image_edges(bucket, range(1), 0, config, 7)
+    monkeypatch.setattr(neighbours, "_BLOCK_FLOATS", 256 * 40)
+    found = image_edges(bucket, range(1), 0, config, 7, bfloat16)
+    assert len(whole.bounded) == 300
+    assert found.edges.sort_by(ENDS).equals(whole.edges.sort_by(ENDS))
+    assert found.bounded.equals(whole.bounded)
+
+
 def test_a_chain_keeps_its_links_and_gains_none() -> None:
     angles = np.radians([0, 15, 30])
     rows = image_rows(np.stack([np.cos(angles), np.sin(angles)], axis=1))
@@ -176,4 +191,7 @@ def test_axes_change_nothing(monkeypatch: pytest.MonkeyPatch, spread: float) -> 
     sample = rows.take(np.arange(0, 300, 5))
     for min_similarity in (0.8, 0.95):
         config = ANY.model_copy(update={"min_similarity": min_similarity})
-        assert cross_edges(sample, rows, config, axes).equals(cross_edges(sample, rows, config))
+        plain = cross_edges(sample, rows, config)
+        assert cross_edges(sample, rows, config, axes).equals(plain)
+        assert cross_edges(sample, rows, config, axes, bfloat16=True).equals(plain)
+        assert cross_edges(sample, rows, config, bfloat16=True).equals(plain)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dataengine.analyst.dataset import open_dataset
 from dataengine.analyst.verify import verify
+from dataengine.cli.caption_set import print_caption_set
 from dataengine.config.load import load_config
 from dataengine.engine.board import Board
 from dataengine.errors import ConfigError, InputError
@@ -133,3 +134,49 @@ def test_memory_changes_no_published_byte(tmp_path: Path) -> None:
         found.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
     assert found[0] == found[1]
     assert any(name.suffix == ".captions" for name in found[0])
+
+
+@pytest.mark.parametrize("suffix", ["txt", "parquet"])
+def test_prompts_without_images_are_kept_out(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["", *OLD, OLD[0].upper()]
+    file = tmp_path / f"prompts.{suffix}"
+    if suffix == "txt":
+        file.write_text("\n".join(prompts))
+    else:
+        pl.DataFrame({"prompt": prompts}).write_parquet(file)
+    config = write_config(
+        tmp_path, tar_of(tmp_path / "none.tar", ["x"], 1), dedup={"captions": {"min_similarity": 0.7}}
+    )
+    given = (config, [str(file)], str(tmp_path / "sets" / "imagenet"), "prompt")
+    print_caption_set(*given, [])
+    assert "5 different captions out of 7 rows" in capsys.readouterr().out
+    manifest = str(tmp_path / "sets" / "imagenet" / "manifest.json")
+    dataset, _ = published(tmp_path / "run", list(NEW), 2, against=[manifest])
+    samples = open_dataset(dataset).samples().collect()
+    assert sorted(samples["caption"]) == sorted(caption for caption, known in NEW.items() if not known)
+    dropped = open_dataset(dataset).ledger().collect().filter(pl.col("reason") == "contaminated")
+    assert {value.split()[0] for value in dropped["rule_value"]} == {"imagenet/v000001"}
+    assert {int(value.split()[1]) for value in dropped["rule_value"]} == {2, 3, 4, 6}, "the numbers of their rows"
+    with pytest.raises(InputError, match="sets never change"):
+        print_caption_set(*given, [])
+    with pytest.raises(ConfigError, match="signed with other settings"):
+        published(tmp_path / "other", list(NEW), 2, "seed=5", against=[manifest])
+
+
+def test_what_holds_no_prompts_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tar_of(tmp_path / "none.tar", ["x"], 1), dedup={})
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "blank.txt").write_text("\n\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    pl.DataFrame({"text": ["x"]}).write_parquet(tmp_path / "named.parquet")
+    wanted = {
+        "latin.txt": "not UTF-8 text at byte 3",
+        "blank.txt": "says anything",
+        "broken.parquet": "not a Parquet file",
+        "named.parquet": "no column 'caption'; it has text",
+        "absent.txt": "no such file",
+    }
+    for name, message in wanted.items():
+        with pytest.raises(InputError, match=message):
+            print_caption_set(config, [str(tmp_path / name)], str(tmp_path / "set"), "caption", [])
+    assert not (tmp_path / "set" / "manifest.json").exists()

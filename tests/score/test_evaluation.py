@@ -68,6 +68,19 @@ def test_folders_tars_and_embeddings_give_the_same_rows(tmp_path: Path) -> None:
     assert of_array.astype(np.float32) == pytest.approx(embeddings.astype(np.float32), abs=1e-3)
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "TIFF"])
+def test_formats_of_benchmarks_are_looked_at_too(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(picture(1))
+    Image.open(io.BytesIO(picture(1))).save(tmp_path / "set" / f"b.{suffix}", suffix[:4].replace("tif", "tiff"))
+    (tmp_path / "set" / f"c.{suffix}").write_bytes(b"BM but no more")
+    rows, embeddings, commits = score(tmp_path, f"{tmp_path}/set")
+    assert [row["name"] for row in rows] == ["a.png", f"b.{suffix}"]
+    assert rows[0]["phash"] == rows[1]["phash"]
+    assert np.array_equal(embeddings[0], embeddings[1])
+    assert commits[0].counts == {"unusable": 1}
+
+
 def test_images_that_do_not_decode_are_counted(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "good.png").write_bytes(picture(1))

@@ -1,0 +1,92 @@
+"""Caption sets: captions without images, such as the prompts of a benchmark, in the tables that `dedup.against` reads.
+
+Lines or a column of a Parquet file in; a folder with `manifest.json` and the caption tables of a published version out.
+It is signed as one config says, and a run of that config drops what copies it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataengine.dedup.bands import BAND_ROWS, band_table
+from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, find_copies, hash_slots
+from dataengine.dedup.routed import flat, from_binary
+from dataengine.dedup.text_steps import routed_captions
+from dataengine.errors import InputError
+from dataengine.schemas import TableSchema
+from dataengine.storage.slices import write_slices
+
+if TYPE_CHECKING:
+    from dataengine.dedup.minhash import SignatureSpec
+    from dataengine.storage.store import Root
+
+_BANDED_ROWS = 1 << 17
+
+
+def read_captions(root: Root, address: str, column: str) -> pa.ChunkedArray:
+    """The captions of a file: lines of UTF-8 text, or `column` of a `.parquet` file; string [rows], null where empty.
+
+    Raises InputError for a file that is neither.
+    """
+    content = root.get(address)
+    if not address.endswith(".parquet"):
+        try:
+            return pa.chunked_array([pa.array(content.decode("utf-8-sig").splitlines(), pa.string())])
+        except UnicodeDecodeError as error:
+            raise InputError(f"{address}: not UTF-8 text at byte {error.start}; give lines of UTF-8") from error
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if column not in file.schema_arrow.names:
+            there = ", ".join(file.schema_arrow.names)
+            raise InputError(f"{address}: no column {column!r}; it has {there}: name one with --column")
+        return file.read([column]).column(column).cast(pa.string())
+    except pa.ArrowException as error:
+        raise InputError(f"{address}: not a Parquet file with strings in {column!r}: {error}") from error
+
+
+def write_caption_set(root: Root, folder: str, captions: pa.ChunkedArray, spec: SignatureSpec) -> int:
+    """Write the tables, then the manifest; how many different captions the set holds.
+
+    Row n has as its key the number n, in decimal digits. Raises InputError when no caption says anything.
+    """
+    chosen = _chosen(captions)
+    if not len(chosen):
+        raise InputError(f"no caption in {len(captions):,} rows says anything; name files that hold captions")
+    slots = hash_slots(from_binary(chosen.column("hash"), np.uint8))
+    _put(root, f"{folder}/captions/part-000000.captions", CAPTION_ROWS, by_slot(chosen, slots, NUM_HASH_SLOTS), {})
+    bands = []
+    for number, start in enumerate(range(0, len(chosen), _BANDED_ROWS)):
+        table = band_table(flat(chosen.column("caption")).slice(start, _BANDED_ROWS), spec, start)
+        bands.append(f"captions/part-000000.bands-{number:03d}")
+        _put(root, f"{folder}/{bands[-1]}", BAND_ROWS, table.slices(), {"spec": spec.to_json()})
+    part = {"captions": "captions/part-000000.captions", "bands": bands, "num_rows": len(chosen)}
+    manifest = {
+        "name": folder.rstrip("/").rpartition("/")[2],
+        "version": 1,
+        "num_captions": len(chosen),
+        "sha256": hashlib.sha256("\n".join(chosen.column("caption").to_pylist()).encode()).hexdigest(),
+        "captions": {"spec": spec.to_json(), "parts": [part]},
+    }
+    root.put(f"{folder}/manifest.json", json.dumps(manifest, indent=2, sort_keys=True).encode())
+    return len(chosen)
+
+
+def _chosen(captions: pa.ChunkedArray) -> pa.Table:
+    """CAPTION_ROWS of the different captions, by hash."""
+    keys = pa.array([f"{number:032d}" for number in range(1, len(captions) + 1)], pa.string())
+    tables = routed_captions(pa.table({"key": keys, "caption": captions}))
+    rows = pa.concat_tables([CAPTION_ROWS.empty(), *tables]).combine_chunks()
+    hashes, keys_read = (from_binary(rows.column(name), np.uint8) for name in ("hash", "key"))
+    return rows.take(pa.array(find_copies(hashes, keys_read).representatives)).combine_chunks()
+
+
+def _put(root: Root, path: str, schema: TableSchema, slices: Sequence[pa.Table], metadata: dict[str, Any]) -> None:
+    with root.writer(path) as writer:
+        write_slices(writer, map(schema.check, slices), metadata)
