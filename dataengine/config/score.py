@@ -52,7 +52,8 @@ class ScorerConfig(Config):
     weights_sha256: Annotated[Sha256 | None, Field(json_schema_extra=EXECUTION)] = None
     """What the weights must hash to; needed where a run is planned on a machine that has no such file."""
     embedding: Annotated[EmbeddingName | None, Field(json_schema_extra=EXECUTION)] = None
-    """What heads know its embedding as; null: `model/pretrained`. Say it when `pretrained` is a file."""
+    """What heads know its embedding as; null: `model/pretrained`. Say it when `pretrained` is a file: one of
+    open_clip's, such as ViT-L-14/openai, also tells activation and pixels, which a file does not hold."""
     heads: dict[ScoreName, HeadConfig] = {}
     """Column name → head."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -88,6 +89,8 @@ class ScorerConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         found = super().identity()
+        if self.model.startswith("local-dir:"):
+            return found | {"model": "local-dir"}
         return found | {"pretrained": "file"} if self.is_file else found
 
 

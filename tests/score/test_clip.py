@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from dataengine.config.score import ScorerConfig
 from dataengine.errors import ConfigError, StorageError
-from dataengine.score.clip import MemoryShort, Scorer
+from dataengine.score.clip import Scorer
+from dataengine.score.memory import MemoryShort
 from dataengine.score.weights import clip_weights, file_sha256, identify_scorer
 from tests.score.conftest import MODEL
 

@@ -16,6 +16,7 @@ from dataengine.engine.board import Board
 from dataengine.errors import InputError
 from dataengine.schemas import EVALUATION
 from dataengine.score.evaluation import ScoreEvaluation
+from dataengine.score.weights import identify_scorer
 from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_npy, read_table
@@ -32,7 +33,7 @@ def picture(seed: int) -> bytes:
 
 
 def score(root: Path, *sets: str) -> tuple[list[dict[str, object]], np.ndarray, list[Commit]]:
-    step = ScoreEvaluation("tiny", TINY, LimitsConfig(), sets)
+    step = ScoreEvaluation("tiny", TINY, identify_scorer(TINY), LimitsConfig(), sets)
     run = RunDirectory(Root(str(root)), "run")
     board = Board(run, [step], {step.name: "0" * 64}, store=False)
     directory = board.states[step.name].directory
