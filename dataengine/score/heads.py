@@ -22,6 +22,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from dataengine.config.score import plain_embedding
 from dataengine.errors import ConfigError
 from dataengine.score.weights import head_path, reason
 
@@ -146,23 +147,17 @@ def _trained_on(config: HeadConfig, sha256: str, content: bytes, where: str) -> 
         raise ConfigError(
             f"{where}: does not say which embedding it was trained on; set `embedding`, such as ViT-L-14/openai"
         )
-    if known is not None and _canonical(said) != _canonical(known):
+    if known is not None and plain_embedding(said) != plain_embedding(known):
         raise ConfigError(f"{where}: was trained on {known}, the config says {said}; remove `embedding`")
     return said
 
 
 def _check_embedding(embedding: str, scorer: ScorerConfig, where: str) -> None:
-    if _canonical(embedding) != _canonical(scorer.embedding_name):
+    if plain_embedding(embedding) != plain_embedding(scorer.embedding_name):
         raise ConfigError(
             f"{where}: was trained on the embedding {embedding}, and the scorer's is {scorer.embedding_name}; name the "
             f"head that was trained on this model, or give the scorer's `embedding` when its weights are those"
         )
-
-
-def _canonical(embedding: str) -> str:
-    """open_clip builds openai's weights with QuickGELU under either name of the architecture."""
-    model, _, pretrained = embedding.rpartition("/")
-    return f"{model.removesuffix('-quickgelu') if pretrained == 'openai' else model}/{pretrained}"
 
 
 def _tensors(content: bytes, suffix: str, where: str) -> dict[str, NDArray[np.float32]]:

@@ -105,12 +105,13 @@ def clip_weights(config: ScorerConfig) -> Path:
 
 def _fetched(config: ScorerConfig, place: str, fetch: Callable[[], str]) -> Path:
     name = config.pretrained or config.model
+    remedy = "set `pretrained` to the path of a weights file" if config.pretrained else "give its folder as local-dir:"
     try:
         return Path(fetch())
     except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(
             f"scorer {config.model}: cannot fetch the weights {name!r} from {place}: {error}; fetch them "
-            f"where there is a network and copy the cache, or set `pretrained` to the path of a weights file"
+            f"where there is a network and copy the cache, or {remedy}"
         ) from error
 
 
@@ -137,13 +138,16 @@ def _file_sha256(path: Path, *_when: int) -> str:
 def reason(error: Exception) -> str:
     """Why a weights file does not load, in words that are safe to follow.
 
-    torch answers a pickle that holds more than weights with advice to run it as code.
+    torch answers a file that holds more than weights with advice to run it as code.
     """
     from pickle import UnpicklingError
 
-    if isinstance(error, UnpicklingError):
+    words = str(error)
+    if "TorchScript" in words:
+        return "it is a TorchScript archive, as OpenAI's own files are, and holds code; save its state_dict() alone"
+    if isinstance(error, UnpicklingError) or "weights_only" in words:
         return "it holds more than weights, or is damaged"
-    return f"{type(error).__name__}: {str(error)[:500]}"
+    return f"{type(error).__name__}: {words[:500]}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

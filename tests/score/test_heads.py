@@ -193,9 +193,14 @@ def test_damaged_files_are_config_errors(tmp_path: Path, is_zip: bool) -> None:
     assert refused > 20
 
 
-def test_a_refusal_does_not_advise_to_run_a_file_as_code(tmp_path: Path) -> None:
-    torch.save({"weight": Payload()}, tmp_path / "h.pth")
-    with pytest.raises(ConfigError, match="holds more than weights") as caught:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["more than weights", "TorchScript"])
+def test_a_refusal_does_not_advise_to_run_a_file_as_code(tmp_path: Path, kind: str) -> None:
+    if kind == "TorchScript":
+        torch.jit.script(torch.nn.Linear(4, 1)).save(tmp_path / "h.pth")
+    else:
+        torch.save({"weight": Payload()}, tmp_path / "h.pth")
+    with pytest.raises(ConfigError, match=kind) as caught:
         load(tmp_path / "h.pth", 4)
     assert "weights_only" not in str(caught.value)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+from pydantic import ValidationError
 
 from dataengine.config.score import ScorerConfig
 from dataengine.errors import ConfigError
@@ -102,3 +103,24 @@ def test_a_model_that_runs_with_another_activation_than_its_embedding_is_refused
     assert load(**folder, embedding=f"{MODEL}/like_laion").dim == 16
     with pytest.raises(ConfigError, match=f"runs with gelu, and the embedding {NAME} with quick_gelu"):
         load(**folder, embedding=NAME)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "embedding", "is_right"),
+    [
+        ("ViT-B-16", "openai", "ViT-B-32/openai", False),  # as long as the other, so that shapes would not tell
+        ("ViT-B-32", "laion2b_s34b_b79k", "ViT-B-32/openai", False),
+        ("tiny-clip", "builtin", "ViT-B-32/openai", False),
+        ("ViT-B-32", "openai", "ViT-B-32/openai", True),
+        ("ViT-B-32-quickgelu", "openai", "ViT-B-32/openai", True),
+        ("ViT-B-32", "/w/vit.safetensors", "ViT-B-32/openai", True),
+        ("hf-hub:a/b", None, "ViT-B-32/openai", True),
+    ],
+)
+def test_a_tag_is_what_it_is(model: str, pretrained: str | None, embedding: str, is_right: bool) -> None:
+    settings = {"model": model, "pretrained": pretrained, "embedding": embedding}
+    if is_right:
+        assert ScorerConfig.model_validate(settings).embedding_name == embedding
+    else:
+        with pytest.raises(ValidationError, match=f"{pretrained} of {model} is no {embedding}; remove"):
+            ScorerConfig.model_validate(settings)
