@@ -167,6 +167,7 @@ def _executor_starter(
         hosts = services.enter_context(_sample_web(config, root))
         execution = config.execution
         if execution.runner == "serial":
+            _require_gpu(execution)
             return SerialExecutor(_machines(execution, dict.fromkeys(STAGES, 1), hosts), report)
         from dataengine.engine.cluster import RayExecutor, Wanted, await_resources, connect, worker_counts
 
@@ -179,6 +180,14 @@ def _executor_starter(
         return RayExecutor(_machines(execution, counts, hosts), execution.task_retries, report)
 
     return start
+
+
+def _require_gpu(execution: ExecutionConfig) -> None:
+    """Refuse a GPU that is not there before anything is downloaded; Ray's resources say so by themselves."""
+    if execution.score.num_gpus:
+        from dataengine.score.clip import settle_torch
+
+        settle_torch("cuda", max(1, int(execution.score.num_cpus)))
 
 
 def _machines(execution: ExecutionConfig, counts: dict[str, int], hosts: dict[str, str]) -> dict[str, Machine]:

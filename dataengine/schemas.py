@@ -314,7 +314,7 @@ def score_schema(clip_scores: Iterable[str], heads: Iterable[str], *, measures: 
         column(
             "score_status",
             pa.string(),
-            "ok, missing (not downloaded), undecodable, or not_finite (a score is no number)",
+            "ok, missing (not downloaded), undecodable, decoder_memory, or not_finite (a score is no number)",
         ),
         *scores,
         *heads_,

@@ -52,7 +52,8 @@ class ScorerConfig(Config):
     weights_sha256: Annotated[Sha256 | None, Field(json_schema_extra=EXECUTION)] = None
     """What the weights must hash to; needed where a run is planned on a machine that has no such file."""
     embedding: Annotated[EmbeddingName | None, Field(json_schema_extra=EXECUTION)] = None
-    """What heads know its embedding as; null: `model/pretrained`. Say it when `pretrained` is a file."""
+    """What heads know its embedding as; null: `model/pretrained`. Say it when `pretrained` is a file: one of
+    open_clip's, such as ViT-L-14/openai, also tells activation and pixels, which a file does not hold."""
     heads: dict[ScoreName, HeadConfig] = {}
     """Column name → head."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -76,6 +77,13 @@ class ScorerConfig(Config):
             raise ValueError("pretrained: missing; give an open_clip tag, a weights file or builtin")
         return self
 
+    @model_validator(mode="after")
+    def _embedding_does_not_deny_a_tag(self) -> Self:
+        is_told = self.is_file or self.pretrained is None
+        if not is_told and self.embedding and plain_embedding(self.embedding) != plain_embedding(self._own_name):
+            raise ValueError(f"embedding: {self.pretrained} of {self.model} is no {self.embedding}; remove this key")
+        return self
+
     @property
     def is_file(self) -> bool:
         """Whether `pretrained` is the path of a file."""
@@ -84,11 +92,23 @@ class ScorerConfig(Config):
     @property
     def embedding_name(self) -> str:
         """What heads know its embedding as."""
-        return self.embedding or f"{self.model}/{self.pretrained or ''}"
+        return self.embedding or self._own_name
+
+    @property
+    def _own_name(self) -> str:
+        return f"{self.model}/{self.pretrained or ''}"
 
     def identity(self) -> dict[str, Any]:
         found = super().identity()
+        if self.model.startswith("local-dir:"):
+            return found | {"model": "local-dir"}
         return found | {"pretrained": "file"} if self.is_file else found
+
+
+def plain_embedding(embedding: str) -> str:
+    """One name for both that OpenAI's weights have: open_clip builds them with QuickGELU under either architecture."""
+    model, _, pretrained = embedding.rpartition("/")
+    return f"{model.removesuffix('-quickgelu') if pretrained == 'openai' else model}/{pretrained}"
 
 
 class ScoreConfig(Config):
@@ -98,4 +118,5 @@ class ScoreConfig(Config):
     """Name → model. The first one gives `clip_score` and the measures."""
     parts_per_batch: Annotated[int, Field(ge=1, le=1000, json_schema_extra=EXECUTION)] = 1
     """Parts whose images may share a batch. More than 1 saves padding where parts are small, and gives up that scores
-    are the same bits however the work is scheduled; provenance then says so. A killed worker loses as many parts."""
+    are the same bits however the work is scheduled; provenance tells how many did. Only parts that are ready at the
+    same time do, seldom while a source is still being downloaded. A killed worker loses as many parts."""

@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from dataengine.errors import ConfigError
 from dataengine.imaging import whole
+from dataengine.score.memory import MemoryShort, is_short_of_memory
 from dataengine.score.preprocess import Preprocess
+from dataengine.score.published import check_activation, settings_of
 from dataengine.score.texts import TextTower
 from dataengine.score.tokens import Tokenizer, Tokens
-from dataengine.score.weights import UNREADABLE, clip_weights, file_sha256
+from dataengine.score.weights import clip_weights, file_sha256, reason, weights_identity
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +33,6 @@ if TYPE_CHECKING:
     from dataengine.config.score import ScorerConfig
 
 _LIBRARIES = ("numpy", "open_clip_torch", "opencv-python-headless", "pillow", "simplejpeg", "torch", "torchvision")
-
-
-class MemoryShort(Exception):
-    """A batch did not fit the device, and batches are half as large from now on: begin the part again."""
 
 
 @dataclass
@@ -117,7 +115,9 @@ class Scorer:
         with self._room(), self._precision():
             return self.image_tower(batch)
 
-    def encode_tokens(self, tokens: Tokens) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def encode_tokens(
+        self, tokens: Tokens, after_batch: Callable[[], None] = lambda: None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Unit embeddings [n, dim] of texts, and whether each is finite; zeros where it is not. Raises MemoryShort."""
         import torch
 
@@ -126,6 +126,7 @@ class Scorer:
             with self._room(), self._precision():
                 raw.append(self.text_tower(torch.from_numpy(ids).to(self.device))[: len(rows)])
             order.append(rows)
+            after_batch()
         units, good = self.unit_rows(raw)
         back = np.argsort(np.concatenate(order), kind="stable")
         return units[back], good[back]
@@ -140,14 +141,11 @@ class Scorer:
 
     def provenance(self) -> dict[str, Any]:
         """Everything the embeddings depend on but the images and texts, as plain JSON values."""
-        from open_clip.transformer import QuickGELU
-
-        has_quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
         return {
             "model": self.config.model,
             "pretrained": "file" if self.config.is_file else self.config.pretrained,
             "weights_sha256": self.weights_sha256,
-            "activation": "quick_gelu" if has_quick_gelu else "gelu",
+            "activation": _activation(self.model),
             "preprocess": self.preprocess.provenance(),
             "text": self.texts.variant,
             "context_length": self.tokenizer.context_length,
@@ -182,11 +180,13 @@ class Scorer:
 
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_short_of_memory(error):
+                raise
             if self.batch_size == 1:
                 raise ConfigError(
                     f"scorer {self.config.model}: not even one image at a time fits the memory of {self.device}: "
-                    f"{error}; give each worker more of a GPU (execution.score.num_gpus)"
+                    f"{error}; give each worker more memory, or more of a GPU (execution.score.num_gpus)"
                 ) from error
             self.batch_size //= 2
             if self.device != "cpu":
@@ -197,14 +197,27 @@ class Scorer:
 def _checked_sha256(config: ScorerConfig, weights: Path, identified: str | None) -> str:
     """The SHA-256 of the weights; raises ConfigError when they are not those of the config or the plan."""
     found = file_sha256(weights)
-    planned = (identified or "").removeprefix("sha256:") if (identified or "").startswith("sha256:") else None
-    for wanted in (config.weights_sha256, planned):
-        if wanted not in (None, found):
-            raise ConfigError(
-                f"scorer {config.model}: {weights} hashes to {found}, the run was planned with {wanted}; give this "
-                f"machine the same file"
-            )
+    if config.weights_sha256 is not None and config.weights_sha256 != found:
+        raise _another(config, weights, found, config.weights_sha256)
+    mine = weights_identity(config, found)
+    # A tag or a name on the hub is known by its name when a run is planned.
+    if identified is not None and identified.startswith("sha256:") and identified != mine:
+        raise _another(config, weights, mine, identified)
     return found
+
+
+def _another(config: ScorerConfig, weights: Path, found: str, planned: str) -> ConfigError:
+    return ConfigError(
+        f"scorer {config.model}: {weights} hashes to {found.removeprefix('sha256:')}, the run was planned with "
+        f"{planned.removeprefix('sha256:')}; give this machine "
+        f"the same file"
+    )
+
+
+def _activation(model: Any) -> str:
+    from open_clip.transformer import QuickGELU
+
+    return "quick_gelu" if any(isinstance(module, QuickGELU) for module in model.modules()) else "gelu"
 
 
 def _dim(model: str) -> int:
@@ -254,17 +267,18 @@ def _build(config: ScorerConfig, weights: Path, device: str) -> tuple[Any, Any]:
     names: dict[str, Any] = {}
     if config.pretrained is not None:
         tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
-        # A tag also brings its own mean and deviation of pixels; a file has open_clip's defaults. And open_clip only
-        # warns when a tag was trained with QuickGELU and the model is built without.
-        names = {"pretrained": config.pretrained if tag else str(weights)}
-        names["force_quick_gelu"] = bool(tag.get("quick_gelu"))
+        # A tag brings its own pixels. And open_clip only warns when one was trained with QuickGELU and the model is
+        # built without.
+        names = {"force_quick_gelu": bool(tag.get("quick_gelu"))} if tag else settings_of(config)
+        names["pretrained"] = config.pretrained if tag else str(weights)
     try:
         model, transform = open_clip.create_model_from_pretrained(config.model, device=device, **names)
-    except UNREADABLE as error:
+    except Exception as error:
         raise ConfigError(
-            f"scorer {config.model}: the weights {config.pretrained} do not load: {str(error)[:500]}; "
-            f"name the model that they were trained as"
+            f"scorer {config.model}: the weights {config.pretrained or weights} do not load ({reason(error)}); name "
+            f"the model that they were trained as"
         ) from error
+    check_activation(config, _activation(model))
     model = model.eval()
     if config.channels_last:
         import torch

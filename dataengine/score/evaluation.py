@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,8 +25,9 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Ste
 from dataengine.errors import InputError
 from dataengine.schemas import EVALUATION
 from dataengine.score.clip import Scorer, settle_torch
-from dataengine.score.metrics import Waits
-from dataengine.score.part import Looker, PartInput
+from dataengine.score.metrics import Reporter, Waits
+from dataengine.score.part import NOT_FINITE, Looker, PartInput
+from dataengine.score.pictures import OK
 from dataengine.storage.inputs import find_files, input_address, quick_fingerprint
 from dataengine.storage.rundir import Part, Plan, digest
 from dataengine.storage.store import Root
@@ -87,8 +89,8 @@ class ScoreEvaluation(Step):
             names, hashes, embeddings = _given_embeddings(inputs.root, paths[0], model.dim)
         else:
             images = list(_images(inputs.root, name, paths))
-            names, hashes, embeddings = self._embed(inputs.root, images, model, machine)
-            outputs.count({"unusable": len(images) - len(names)})
+            names, hashes, embeddings, unusable = self._embed(inputs.root, images, model, machine)
+            outputs.count(unusable)
         columns = {"set": pa.repeat(name, len(names)), "name": names, "phash": pa.array(hashes, pa.string())}
         outputs.rows_in = len(names)
         outputs.table("evaluation", EVALUATION, EVALUATION.table(columns))
@@ -96,20 +98,26 @@ class ScoreEvaluation(Step):
 
     def _embed(
         self, root: Root, images: Sequence[_Named], model: Scorer, machine: Machine
-    ) -> tuple[list[str], list[str | None], NDArray[np.float16]]:
-        """Names, perceptual hashes and embeddings of those that decode, looked at as the samples are."""
+    ) -> tuple[list[str], list[str | None], NDArray[np.float16], Mapping[str, int]]:
+        """Names, perceptual hashes and embeddings of those that decode, and why others do not.
+
+        They are looked at as the samples are.
+        """
 
         def read() -> Iterator[bytes]:
             for name, place in images:
                 content = root.get(place) if isinstance(place, str) else root.get_range(*place)
                 yield _as_png(content, name, self.limits.max_pixels)
 
-        looker = Looker({self.scorer: model}, self.limits, machine.num_threads, Waits(), machine.report)
+        looker = Looker({self.scorer: model}, self.limits, machine.num_threads, Reporter(Waits(), machine.report))
         rows = np.arange(len(images), dtype=np.int64)
         (seen,) = looker.look([PartInput(len(images), rows, read, (self.scorer,), measures=True)])
-        usable = np.flatnonzero(seen.good[self.scorer]).tolist()
+        good = seen.good[self.scorer]
+        usable = np.flatnonzero(good).tolist()
+        unusable = Counter(np.where(seen.status == OK, NOT_FINITE, seen.status)[~good].tolist())
         hashes = [None if (found := seen.measures[row]) is None else f"{found.phash:016x}" for row in usable]
-        return [images[row][0] for row in usable], hashes, seen.embeddings[self.scorer][usable].astype(np.float16)
+        embeddings = seen.embeddings[self.scorer][usable].astype(np.float16)
+        return [images[row][0] for row in usable], hashes, embeddings, unusable
 
 
 def _as_png(content: bytes, name: str, max_pixels: int) -> bytes:

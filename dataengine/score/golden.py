@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.errors import DriftError
+from dataengine.errors import CorruptObject, DriftError
+from dataengine.score.memory import MemoryShort
 
 if TYPE_CHECKING:
     from dataengine.score.clip import Scorer
@@ -56,16 +57,19 @@ def golden_pictures() -> list[NDArray[np.uint8]]:
 def check_golden(scorer: Scorer, heads: Mapping[str, Head], identity: str, settle: Settle) -> None:
     """Score the golden batch and compare with what the run holds.
 
-    `identity` tells one way of scoring from another, as 16 hex characters. Raises DriftError naming what differs, and
-    what the scorer raises.
+    `identity` tells one way of scoring from another, as 16 hex characters. Raises DriftError naming what differs,
+    CorruptObject when what the run holds is damaged, and what the scorer raises.
     """
-    mine = _values(scorer, heads)
+    values = _values(scorer, heads)
     name = f"golden-{identity}.json"
-    content = json.dumps({"provenance": scorer.provenance(), "values": mine}, sort_keys=True).encode()
-    settled = json.loads(settle(name, content))
+    content = json.dumps({"provenance": scorer.provenance(), "values": values}, sort_keys=True).encode()
+    mine = _read(content, name)
+    settled = _read(settle(name, content), name)
+    if settled.shapes() != mine.shapes():
+        raise _damaged(name, f"its values are {settled.shapes()}, wanted {mine.shapes()}")
     precision = scorer.config.precision
-    for what, values in mine.items():
-        wanted, found = np.array(settled["values"][what]), np.array(values)
+    for what in values:
+        found, wanted = mine.values[what], settled.values[what]
         is_head = what.startswith("head ")
         scale = np.maximum(1.0, np.abs(wanted)) if is_head else 1.0
         tolerance = (_HEAD_TOLERANCES if is_head else TOLERANCES)[precision]
@@ -74,17 +78,48 @@ def check_golden(scorer: Scorer, heads: Mapping[str, Head], identity: str, settl
             raise DriftError(
                 f"scorer {scorer.config.model}: this worker's {what} of the golden batch differ by {drift:.2g} from "
                 f"those of this run, more than {tolerance:g} ({precision}). "
-                f"{_differences(settled['provenance'], scorer.provenance())} Make this machine like the others and run "
+                f"{_differences(settled.provenance, mine.provenance)} Make this machine like the others and run "
                 f"the same command again; when the first one was wrong, start a run of another name."
             )
+
+
+@dataclass(frozen=True)
+class _Golden:
+    """What a worker scored, and what it says of itself."""
+
+    values: dict[str, NDArray[np.float64]]
+    provenance: dict[str, Any]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: values.shape for name, values in self.values.items()}
+
+
+def _read(content: bytes, name: str) -> _Golden:
+    try:
+        tree = json.loads(content)
+        values = {str(what): np.array(rows, np.float64) for what, rows in tree["values"].items()}
+        return _Golden(values, dict(tree["provenance"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(name, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(name: str, why: str) -> CorruptObject:
+    return CorruptObject(
+        f"settled/{name} of this run: no golden batch ({why}); restore the object, or delete it when all workers are "
+        f"as they were when it was made: the next one settles it anew"
+    )
 
 
 def _values(scorer: Scorer, heads: Mapping[str, Head]) -> dict[str, Any]:
     # On a GPU a full batch, so that a shape that does not fit its memory shows before any part; a CPU has no such
     # limit, and padding would cost it a minute.
     scorer = replace(scorer, batch_size=len(SIZES)) if scorer.device == "cpu" else scorer
-    images = scorer.encode_images(golden_pictures())
-    texts = scorer.encode_texts(CAPTIONS)
+    while True:
+        try:
+            images, texts = scorer.encode_images(golden_pictures()), scorer.encode_texts(CAPTIONS)
+            break
+        except MemoryShort:
+            continue  # with half the batch
     # Cosines among all of them: a rotation apart they pin every embedding, and heads pin the rotation.
     all_units = np.concatenate([images, texts]).astype(np.float64)
     found = {"cosines": all_units @ all_units.T}
@@ -98,10 +133,19 @@ def _values(scorer: Scorer, heads: Mapping[str, Head]) -> dict[str, Any]:
 
 
 def _differences(settled: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    names = sorted(name for name in {*settled, *mine} if settled.get(name) != mine.get(name))
+    theirs, ours = _leaves(settled), _leaves(mine)
+    names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
     if not names:
         return "Both say the same of themselves."
-    return " ".join(f"{name}: {settled.get(name)} there, {mine.get(name)} here." for name in names)
+    return " ".join(f"{name}: {theirs.get(name)} there, {ours.get(name)} here." for name in names)
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Every value that is no table, by its path."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {path + name: value}
+    return found
 
 
 def _picture(number: int, height: int, width: int) -> NDArray[np.uint8]:

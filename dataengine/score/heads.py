@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors
 from numpy.typing import NDArray
 
+from dataengine.config.score import plain_embedding
 from dataengine.errors import ConfigError
-from dataengine.score.weights import UNREADABLE, head_path
+from dataengine.score.weights import head_path, reason
 
 if TYPE_CHECKING:
     from dataengine.config.score import HeadConfig, ScorerConfig
@@ -35,6 +37,9 @@ _EMBEDDINGS = {
     "609188de9313f0206955d5a24a65829be61268818cad1e4d76c4468512b209a7": "tiny-clip/builtin",
 }
 """By SHA-256: LAION's sa_0_4_vit_{b_32,b_16,l_14}_linear.pth and sac+logos+ava1-l14-linearMSE.pth, and our own."""
+
+_FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+"""Kinds of .safetensors, and how NumPy reads them; it has no bfloat16."""
 
 _TENSOR = re.compile(r"(?:(.+)\.)?(weight|bias)")
 
@@ -73,8 +78,8 @@ class Head:
 def identify_head(config: HeadConfig, scorer: ScorerConfig) -> str:
     """The SHA-256 of a head's file, when a run is planned.
 
-    Raises ConfigError when the file cannot be read and the config does not say what it is, or when it was trained on
-    another embedding than the scorer's, as far as that can be told without loading it.
+    Raises ConfigError when the file cannot be read and the config does not say what it is, when it is no head, or when
+    it was trained on another embedding than the scorer's.
     """
     path = head_path(config.weights)
     where = f"head {config.weights}"
@@ -83,9 +88,7 @@ def identify_head(config: HeadConfig, scorer: ScorerConfig) -> str:
         if known is not None:
             _check_embedding(known, scorer, where)
         return config.sha256
-    content, sha256 = _content(path, config, where)
-    _check_embedding(_trained_on(config, sha256, content, where), scorer, where)
-    return sha256
+    return _read(path, config, scorer, where).sha256
 
 
 def load_head(config: HeadConfig, scorer: ScorerConfig, dim: int, identified: str | None = None) -> Head:
@@ -96,16 +99,22 @@ def load_head(config: HeadConfig, scorer: ScorerConfig, dim: int, identified: st
     """
     path = head_path(config.weights)
     where = f"head {config.weights}"
-    content, sha256 = _content(path, config, where)
-    if identified not in (None, sha256):
+    head = _read(path, config, scorer, where)
+    if identified not in (None, head.sha256):
         raise ConfigError(
-            f"{where}: hashes to {sha256}, the run was planned with {identified}; give this machine the same file"
+            f"{where}: hashes to {head.sha256}, the run was planned with {identified}; give this machine the same file"
         )
-    layers = _layers(_tensors(content, path.suffix, where), where)
+    made_for = head.layers[0][0].shape[1]
+    if made_for != dim:
+        raise ConfigError(f"{where}: made for embeddings of {made_for} numbers, the scorer's have {dim}")
+    return head
+
+
+def _read(path: Path, config: HeadConfig, scorer: ScorerConfig, where: str) -> Head:
+    content, sha256 = _content(path, config, where)
     embedding = _trained_on(config, sha256, content, where)
     _check_embedding(embedding, scorer, where)
-    if layers[0][0].shape[1] != dim:
-        raise ConfigError(f"{where}: made for embeddings of {layers[0][0].shape[1]} numbers, the scorer's have {dim}")
+    layers = _layers(_tensors(content, path.suffix, where), where)
     num_outputs = layers[-1][0].shape[0]
     if config.index >= num_outputs or (config.output == "softmax" and num_outputs == 1):
         raise ConfigError(
@@ -138,49 +147,73 @@ def _trained_on(config: HeadConfig, sha256: str, content: bytes, where: str) -> 
         raise ConfigError(
             f"{where}: does not say which embedding it was trained on; set `embedding`, such as ViT-L-14/openai"
         )
-    if known is not None and _canonical(said) != _canonical(known):
+    if known is not None and plain_embedding(said) != plain_embedding(known):
         raise ConfigError(f"{where}: was trained on {known}, the config says {said}; remove `embedding`")
     return said
 
 
 def _check_embedding(embedding: str, scorer: ScorerConfig, where: str) -> None:
-    if _canonical(embedding) != _canonical(scorer.embedding_name):
+    if plain_embedding(embedding) != plain_embedding(scorer.embedding_name):
         raise ConfigError(
             f"{where}: was trained on the embedding {embedding}, and the scorer's is {scorer.embedding_name}; name the "
             f"head that was trained on this model, or give the scorer's `embedding` when its weights are those"
         )
 
 
-def _canonical(embedding: str) -> str:
-    """open_clip builds openai's weights with QuickGELU under either name of the architecture."""
-    model, _, pretrained = embedding.rpartition("/")
-    return f"{model.removesuffix('-quickgelu') if pretrained == 'openai' else model}/{pretrained}"
-
-
 def _tensors(content: bytes, suffix: str, where: str) -> dict[str, NDArray[np.float32]]:
-    import torch
-    from safetensors.torch import load
-
+    # Without torch, which takes seconds to import, for what most plans name.
+    read = _read_safetensors if suffix == ".safetensors" else _read_pickled
     try:
-        if suffix == ".safetensors":
-            tensors = load(content)
-        else:
-            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise ConfigError(f"{where}: no weights-only file: {error}; convert it to .safetensors") from error
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ConfigError(f"{where}: wanted a table of named tensors; save the model's state_dict()")
-    return {str(name): value.to(torch.float32).numpy() for name, value in tensors.items()}
+        return read(content)
+    except Exception as error:  # a damaged file raises whatever its bytes lead a loader to
+        raise ConfigError(
+            f"{where}: no weights-only file of named float tensors ({reason(error)}); save the model's state_dict(), "
+            f"best as .safetensors"
+        ) from error
+
+
+def _read_safetensors(content: bytes) -> dict[str, NDArray[np.float32]]:
+    found = {}
+    for name, entry in safetensors.deserialize(content):  # type: ignore[no-untyped-call]
+        if entry["dtype"] not in _FLOATS:
+            raise TypeError(f"{name} holds {entry['dtype']}")
+        values = np.frombuffer(entry["data"], _FLOATS[entry["dtype"]])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        found[name] = _as_float32(values).reshape(entry["shape"])
+    return found
+
+
+def _read_pickled(content: bytes) -> dict[str, NDArray[np.float32]]:
+    import torch
+
+    tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"it holds a {type(tensors).__name__}")
+    found = {}
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name} holds {getattr(value, 'dtype', type(value).__name__)}")
+        # A sparse or repeated one could be terabytes of a few bytes.
+        if value.layout != torch.strided or value.numel() > len(content):
+            raise TypeError(f"{name} is more than its file holds")
+        found[str(name)] = _as_float32(value.detach().to(torch.float64).numpy())
+    return found
+
+
+def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # is not finite then, and refused for it
+        return values.astype(np.float32)
 
 
 def _metadata(content: bytes) -> Mapping[str, str]:
     """The metadata of a .safetensors file (8 bytes of length, then a JSON header); empty for any other file."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        found: dict[str, str] = dict(header.get("__metadata__", {}))
-    except (ValueError, AttributeError, TypeError):
+        found = dict(header.get("__metadata__", {}))
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return {}
-    return found
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _layers(tensors: Mapping[str, NDArray[np.float32]], where: str) -> tuple[Layer, ...]:

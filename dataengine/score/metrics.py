@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 CAUSES = ("read", "decode", "transfer", "token")
 """What a tower waits for."""
+REPORT_SECONDS = 2.0
 _RATE_SECONDS = 30.0  # rates shown are of the last half minute
 
 
@@ -44,6 +45,21 @@ class Waits:
         busy = self.tower_seconds + self.text_seconds
         found = {name: round(value, 4) for name, value in vars(self).items() if name != "started"}
         return found | {"seconds": round(seconds, 4), "idle_share": round(max(0.0, 1 - busy / max(seconds, 1e-9)), 4)}
+
+
+@dataclass
+class Reporter:
+    """Tells the run, every few seconds, that a part gets on; one that says nothing for long counts as stuck."""
+
+    waits: Waits
+    report: Callable[[Mapping[str, Any]], None]
+    _told: float = field(default_factory=time.monotonic)
+
+    def tell(self) -> None:
+        """Called after every piece of work."""
+        if time.monotonic() - self._told > REPORT_SECONDS:
+            self._told = time.monotonic()
+            self.report(self.waits.metrics())
 
 
 class Clock:

@@ -16,23 +16,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dataengine.score.captions import Captions, cosine
-from dataengine.score.clip import MemoryShort, Scorer
+from dataengine.score.clip import Scorer
 from dataengine.score.feed import Feed
 from dataengine.score.measures import Measures
-from dataengine.score.metrics import Clock, Waits
-from dataengine.score.pictures import Prepared, Preparer, distinct
+from dataengine.score.memory import MemoryShort
+from dataengine.score.metrics import Clock, Reporter, Waits
+from dataengine.score.pictures import OK, Prepared, Preparer, distinct
+from dataengine.score.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch
 
     from dataengine.config.download import LimitsConfig
     from dataengine.score.preprocess import Preprocess
-    from dataengine.score.tokens import Tokens
 
 GPU_CHUNKS_AHEAD = 2
-_REPORT_SECONDS = 2.0
+TEXTS_AT_ONCE = 256
+"""Texts that are turned into tokens between two reports; hostile ones take up to 30 ms each."""
 
-OK, MISSING, UNDECODABLE, NOT_FINITE = "ok", "missing", "undecodable", "not_finite"
+MISSING, NOT_FINITE = "missing", "not_finite"
 
 
 @dataclass
@@ -119,8 +121,12 @@ class Looker:
     scorers: Mapping[str, Scorer]
     limits: LimitsConfig
     num_threads: int
-    waits: Waits
-    report: Callable[[Mapping[str, Any]], None]
+    reporter: Reporter
+
+    @property
+    def waits(self) -> Waits:
+        """Where the seconds go."""
+        return self.reporter.waits
 
     def look(self, inputs: Sequence[PartInput]) -> list[PartImages]:
         """What is seen in each part. A part whose batches do not fit the memory is begun again with smaller ones."""
@@ -137,21 +143,18 @@ class Looker:
             name: _Tower(self.scorers[name], Clock(self.scorers[name].device), self.waits)
             for name in dict.fromkeys(names)
         }
-        reported = time.monotonic()
         for number, item in enumerate(inputs):
             wanted = {name: self.scorers[name].preprocess for name in item.scorers}
             feed = self._feed(item, wanted)
             for row, prepared in zip(item.order.tolist(), feed(item.read()), strict=True):
                 assert prepared is not None
-                parts[number].status[row] = OK if prepared.pixels else UNDECODABLE
+                parts[number].status[row] = prepared.status
                 parts[number].measures[row] = prepared.measures
-                if prepared.pixels:
+                if prepared.status == OK:
                     for name, step in wanted.items():
                         towers[name].give(number, row, prepared.pixels[step])
                     self.waits.num_images += 1
-                if time.monotonic() - reported > _REPORT_SECONDS:
-                    reported = time.monotonic()
-                    self.report(self.waits.metrics())
+                self.reporter.tell()
         for name, tower in towers.items():
             tower.settle(name, parts)
         return parts
@@ -164,21 +167,26 @@ class Looker:
 
 
 def read_captions(
-    scorer: Scorer, captions: Captions, waits: Waits
+    scorer: Scorer, captions: Captions, reporter: Reporter
 ) -> tuple[Tokens, NDArray[np.float32], NDArray[np.bool_]]:
     """Tokens, unit embeddings [texts, dim] and whether each is finite, of a part's unique texts."""
+    waits, texts = reporter.waits, captions.unique
     started = time.perf_counter()
-    tokens = scorer.tokenizer.read(captions.unique)
+    pieces = []
+    for start in range(0, max(1, len(texts)), TEXTS_AT_ONCE):
+        pieces.append(scorer.tokenizer.read(texts[start : start + TEXTS_AT_ONCE]))
+        reporter.tell()
+    tokens = Tokens.joined(pieces)
     read = time.perf_counter()
     waits.token_seconds += read - started
     while True:
         try:
-            units, good = scorer.encode_tokens(tokens)
+            units, good = scorer.encode_tokens(tokens, reporter.tell)
             break
         except MemoryShort:
             waits.num_memory_short += 1
     waits.text_seconds += time.perf_counter() - read
-    waits.num_texts += len(captions.unique)
+    waits.num_texts += len(texts)
     return tokens, units, good
 
 

@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cv2
+
 from dataengine.imaging import ImageFault, OpenImage, Reduced, open_image, reduce, render, whole
 from dataengine.score.measures import Measures, measure
+from dataengine.score.memory import is_short_of_memory
 from dataengine.score.preprocess import MIN_SIDE, Preprocess
 
 if TYPE_CHECKING:
     from dataengine.config.download import LimitsConfig
+
+
+OK, UNDECODABLE, DECODER_MEMORY = "ok", "undecodable", "decoder_memory"
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,10 @@ class Prepared:
     """What was made of one picture."""
 
     pixels: dict[Preprocess, Any]
-    """What each preprocess prepared; empty when the bytes do not decode."""
+    """What each preprocess prepared; empty unless `status` is ok."""
     measures: Measures | None
+    status: str = OK
+    """ok, undecodable, or decoder_memory."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,14 @@ class Preparer:
     def __call__(self, content: bytes) -> Prepared:
         try:
             sizes = self._decode(content)
+            pixels = {step: step.prepare(sizes[step.needs_full_size]) for step in self.preprocesses}
+            return Prepared(pixels, measure(sizes[False].pixels) if self.measures else None)
         except ImageFault:
-            return Prepared({}, None)
-        pixels = {step: step.prepare(sizes[step.needs_full_size]) for step in self.preprocesses}
-        return Prepared(pixels, measure(sizes[False].pixels) if self.measures else None)
+            return Prepared({}, None, UNDECODABLE)
+        except (MemoryError, RuntimeError, cv2.error) as error:
+            if not is_short_of_memory(error):
+                raise
+            return Prepared({}, None, DECODER_MEMORY)  # this one is large; others need not be
 
     def _decode(self, content: bytes) -> dict[bool, Reduced]:
         """The picture reduced (False) and at full size (True), as far as they are needed."""

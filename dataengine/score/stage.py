@@ -7,7 +7,6 @@ that need no model.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +24,13 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, Step, Work
 from dataengine.errors import DriftError
 from dataengine.schemas import CANDIDATE, SAMPLE, TableSchema, score_schema
 from dataengine.score.captions import PRIMARY, Captions, gather_captions
-from dataengine.score.clip import MemoryShort, Scorer, settle_torch
+from dataengine.score.clip import settle_torch
 from dataengine.score.golden import VERSION as GOLDEN_VERSION
 from dataengine.score.golden import check_golden
-from dataengine.score.heads import Head, load_head
-from dataengine.score.metrics import Waits
+from dataengine.score.loaded import MODELS, Ask, Loaded
+from dataengine.score.metrics import Reporter, Waits
 from dataengine.score.part import (
     NOT_FINITE,
-    OK,
     Looker,
     PartImages,
     PartInput,
@@ -40,10 +38,9 @@ from dataengine.score.part import (
     masked,
     read_captions,
 )
+from dataengine.score.pictures import OK
 from dataengine.storage.located import places_of, read_located
 from dataengine.storage.rundir import Commit, Part, digest
-
-_MODELS_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -120,16 +117,15 @@ class Score(Step):
         self.run_bundle([Work(self, part, inputs, outputs)], machine)
 
     def run_bundle(self, works: Sequence[Work], machine: Machine) -> None:
-        waits = Waits()
+        reporter = Reporter(Waits(), machine.report)
         steps = [work.step for work in works if isinstance(work.step, Score)]
-        models = {step.scorer: step.load(work.outputs, machine) for step, work in zip(steps, works, strict=True)}
+        num_scorers = len({step.scorer for step in steps})
+        models = {
+            step.scorer: step.load(work.outputs, machine, num_scorers) for step, work in zip(steps, works, strict=True)
+        }
         parts = list(dict.fromkeys(work.part.name for work in works))
         looker = Looker(
-            {name: model for name, (model, _) in models.items()},
-            self.limits,
-            machine.num_threads,
-            waits,
-            machine.report,
+            {name: found.scorer for name, found in models.items()}, self.limits, machine.num_threads, reporter
         )
         inputs = [
             _part_input([(step, work) for step, work in zip(steps, works, strict=True) if work.part.name == name])
@@ -137,34 +133,33 @@ class Score(Step):
         ]
         seen = dict(zip(parts, looker.look(inputs), strict=True))
         for step, work in zip(steps, works, strict=True):
-            step.write(work, seen[work.part.name], *models[step.scorer], waits)
-        for work in works:
-            work.outputs.metrics |= waits.metrics() | {"num_together": len(works)}
+            together = sum(other.scorer == step.scorer for other in steps)
+            step.write(work, seen[work.part.name], models[step.scorer], reporter, together)
+        # Of all works, so that sums over commits count nothing twice.
+        works[0].outputs.metrics |= reporter.waits.metrics()
 
-    def load(self, outputs: Outputs, machine: Machine) -> tuple[Scorer, dict[str, Head]]:
-        """The model and its heads, proven against the run's golden batch; kept by the process from part to part."""
+    def load(self, outputs: Outputs, machine: Machine, num_scorers: int) -> Loaded:
+        """The model and its heads, proven against the run's golden batch; the part has `num_scorers` of them."""
         device = "cuda" if machine.num_gpus > 0 else "cpu"
         settle_torch(device, machine.num_threads)  # also for a model that is loaded: threads are the process's
-        model, heads, proven = _load(
-            self.config.model_dump_json(), self.weights, tuple(sorted(self.heads.items())), device, machine.num_threads
-        )
+        heads = tuple(sorted(self.heads.items()))
+        ask = Ask(self.config.model_dump_json(), self.weights, heads, device, machine.num_threads)
+        found = MODELS.get(ask, num_scorers)
         identity = digest({**self._model_identity(), "golden": GOLDEN_VERSION})[:16]
         place = f"{outputs.directory.root.url} {outputs.directory.path.rsplit('/', 2)[0]} {identity}"
-        while place not in proven:
-            try:
-                check_golden(model, heads, identity, outputs.settle)
-                proven.add(place)
-            except MemoryShort:
-                continue  # with half the batch
-        return model, heads
+        if place not in found.proven:
+            check_golden(found.scorer, found.heads, identity, outputs.settle)
+            found.proven.add(place)
+        return found
 
-    def write(self, work: Work, images: PartImages, model: Scorer, heads: Mapping[str, Head], waits: Waits) -> None:
-        """Score what was seen of a part, and write its tables."""
+    def write(self, work: Work, images: PartImages, found: Loaded, reporter: Reporter, num_together: int) -> None:
+        """Score what was seen of a part, whose batches ran through `num_together` parts, and write its tables."""
+        model, heads = found.scorer, found.heads
         names = ["key", "caption", "captions"]
         candidates = work.inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, names)
         embeddings, seen = images.embeddings[self.scorer], images.good[self.scorer]
         captions = gather_captions(candidates, list(dict.fromkeys((PRIMARY, *(name for name, _ in self.columns)))))
-        tokens, texts, good = read_captions(model, captions, waits)
+        tokens, texts, good = read_captions(model, captions, reporter)
         scores: dict[str, pa.Array] = {}
         for name, column in self.columns:
             rows = captions.rows[name]
@@ -180,7 +175,7 @@ class Score(Step):
             "batch_size": images.batch_sizes[self.scorer],
             "text_batch_size": model.batch_size,
             "heads": {name: head.provenance() for name, head in heads.items()},
-            "batches": "of one part" if self.parts_per_batch == 1 else f"across {self.parts_per_batch} parts",
+            "batches": "of one part" if num_together == 1 else f"across {num_together} parts",
         }
         outputs = work.outputs
         outputs.rows_in = len(candidates)
@@ -245,15 +240,3 @@ def _caption_measures(
         "caption_tokens": pa.array(tokens),
         "caption_truncated": pa.array(cut),
     }
-
-
-@functools.lru_cache(maxsize=_MODELS_KEPT)
-def _load(
-    config_json: str, weights: str, heads: tuple[tuple[str, str], ...], device: str, num_threads: int
-) -> tuple[Scorer, dict[str, Head], set[str]]:
-    """A model, its heads, and the golden batches that it has passed."""
-    config = ScorerConfig.model_validate_json(config_json)
-    model = Scorer.load(config, device, num_threads, weights)
-    planned = dict(heads)
-    loaded = {name: load_head(head, config, model.dim, planned[name]) for name, head in config.heads.items()}
-    return model, loaded, set()

@@ -1,6 +1,6 @@
 """Tokens: captions in; what the text tower reads, and how much of it there was, out.
 
-Captions are hostile, so a very long one is read only in part, and what is remembered of words is bounded.
+Captions are hostile, so a very long one is read only in part.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.errors import ConfigError
+from dataengine.score.byte_pairs import BytePairs
 
 MAX_CHARS = 4096
-"""Characters of a caption that are looked at: 77 tokens end long before, and merging the byte pairs of one
-endless word takes the square of its length."""
-
-_MAX_REMEMBERED = 1_000_000  # words in open_clip's cache, which it never empties: about 200 MB
+"""Characters of a caption that are looked at: 77 tokens end long before."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,13 @@ class Tokens:
     """[texts]: tokens without ends, before the cut; counted over the first MAX_CHARS characters."""
     truncated: NDArray[np.bool_]
     """[texts]: whether the tower sees only the beginning."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The tokens of all of them; there must be one."""
+        columns = zip(*[(part.ids, part.counts, part.truncated) for part in parts], strict=True)
+        ids, counts, truncated = (np.concatenate(column) for column in columns)
+        return cls(ids, counts, truncated)
 
 
 class Tokenizer:
@@ -47,24 +52,22 @@ class Tokenizer:
                 f"its files, or choose a model with open_clip's own tokenizer"
             ) from error
         self.context_length = int(self._tokenizer.context_length)
-        self._special_words = dict(getattr(self._tokenizer, "cache", {}))
+        self._pairs = BytePairs.of(self._tokenizer) if self._is_open_clips_own() else None
 
     def read(self, texts: Sequence[str]) -> Tokens:
         """The tokens of each text."""
-        if len(getattr(self._tokenizer, "cache", ())) > _MAX_REMEMBERED:
-            self._tokenizer.cache = dict(self._special_words)
         seen = [text[:MAX_CHARS] for text in texts]
-        ids, counts = self._encode(seen) if self._is_open_clips_own() else self._call(seen)
+        ids, counts = self._call(seen) if self._pairs is None else self._encode(self._pairs, seen)
         is_longer = np.array([len(text) > MAX_CHARS for text in texts], dtype=bool)
         return Tokens(ids, counts, is_longer | (counts + self._num_ends() > self.context_length))
 
-    def _encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def _encode(self, pairs: BytePairs, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """As open_clip's own call does, but keeping the lengths: byte pairs take most of the time."""
         begin, end = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id
         ids = np.zeros((len(texts), self.context_length), np.int64)
         counts = np.zeros(len(texts), np.int32)
         for row, text in enumerate(texts):
-            tokens = self._tokenizer.encode(text)
+            tokens = pairs.encode(text)
             counts[row] = len(tokens)
             kept = [begin, *tokens[: self.context_length - 2], end]
             ids[row, : len(kept)] = kept
@@ -88,4 +91,4 @@ class Tokenizer:
         return int(self._tokenizer.tokenizer.num_special_tokens_to_add())
 
     def _is_open_clips_own(self) -> bool:
-        return hasattr(self._tokenizer, "encode") and self._tokenizer.reduction_fn is None
+        return hasattr(self._tokenizer, "bpe") and self._tokenizer.reduction_fn is None

@@ -10,14 +10,13 @@ import difflib
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-
 from dataengine.errors import ConfigError, StorageError
+from dataengine.score.published import settings_of
 
 if TYPE_CHECKING:
     from dataengine.config.score import ScorerConfig
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 BUILTIN = "builtin:"
 MODELS = Path(__file__).parent.parent / "models"
 
-UNREADABLE = (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError)
-"""What loading a file that holds no weights, other ones, or more than weights may raise."""
+_FOLDER_FILES = ("open_clip_config.json", "config.json", "*token*.json", "vocab*", "merges.txt", "*.model")
+"""Of a `local-dir:`, beside the weights, what a model and its tokenizer are read from."""
 
 
 def builtin_weights(name: str, what: str) -> Path:
@@ -43,20 +42,35 @@ def identify_scorer(config: ScorerConfig) -> str:
     Fetches nothing. Raises ConfigError when model, tag or file do not exist, so that a run says so before it begins.
     """
     what = f"scorer {config.model}"
-    if config.weights_sha256 is None and config.model.startswith("hf-hub:"):
-        return f"hub:{config.model.removeprefix('hf-hub:')}"
+    if config.model.startswith("hf-hub:"):
+        known = config.weights_sha256
+        return f"hub:{config.model.removeprefix('hf-hub:')}" if known is None else weights_identity(config, known)
     if config.model.startswith("local-dir:"):
-        return f"sha256:{config.weights_sha256 or file_sha256(_checkpoint(config.model, what))}"
+        # Its config and tokenizer are part of what it is, so the folder must be here.
+        found = file_sha256(_checkpoint(config.model, what))
+        return weights_identity(config, config.weights_sha256 or found)
     _check_model(config.model)
     if config.weights_sha256 is not None:
-        return f"sha256:{config.weights_sha256}"
+        return weights_identity(config, config.weights_sha256)
     assert config.pretrained is not None
     if config.pretrained == BUILTIN.removesuffix(":"):
-        return f"sha256:{file_sha256(builtin_weights(config.model, what))}"
+        return weights_identity(config, file_sha256(builtin_weights(config.model, what)))
     if config.is_file:
-        return f"sha256:{file_sha256(_weights_file(config))}"
+        return weights_identity(config, file_sha256(_weights_file(config)))
     _tag(config.model, config.pretrained)
     return f"tag:{config.pretrained}"
+
+
+def weights_identity(config: ScorerConfig, sha256: str) -> str:
+    """What weights that hash to `sha256` are: the hash, and what decides beside it how the model is built.
+
+    That is how its embedding was trained, for a file, and the config and tokenizer of a `local-dir:`.
+    """
+    beside = settings_of(config)
+    if config.model.startswith("local-dir:"):
+        folder = Path(config.model.removeprefix("local-dir:"))
+        beside = {path.name: file_sha256(path) for pattern in _FOLDER_FILES for path in folder.glob(pattern)}
+    return f"sha256:{sha256}" + (f" {json.dumps(beside, sort_keys=True)}" if beside else "")
 
 
 def head_path(weights: str) -> Path:
@@ -90,12 +104,14 @@ def clip_weights(config: ScorerConfig) -> Path:
 
 
 def _fetched(config: ScorerConfig, place: str, fetch: Callable[[], str]) -> Path:
+    name = config.pretrained or config.model
+    remedy = "set `pretrained` to the path of a weights file" if config.pretrained else "give its folder as local-dir:"
     try:
         return Path(fetch())
     except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(
-            f"scorer {config.model}: cannot fetch the weights {config.pretrained!r} from {place}: {error}; fetch them "
-            f"where there is a network and copy the cache, or set `pretrained` to the path of a weights file"
+            f"scorer {config.model}: cannot fetch the weights {name!r} from {place}: {error}; fetch them "
+            f"where there is a network and copy the cache, or {remedy}"
         ) from error
 
 
@@ -117,6 +133,21 @@ def file_sha256(path: Path) -> str:
 def _file_sha256(path: Path, *_when: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason(error: Exception) -> str:
+    """Why a weights file does not load, in words that are safe to follow.
+
+    torch answers a file that holds more than weights with advice to run it as code.
+    """
+    from pickle import UnpicklingError
+
+    words = str(error)
+    if "TorchScript" in words:
+        return "it is a TorchScript archive, as OpenAI's own files are, and holds code; save its state_dict() alone"
+    if isinstance(error, UnpicklingError) or "weights_only" in words:
+        return "it holds more than weights, or is damaged"
+    return f"{type(error).__name__}: {words[:500]}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -21,18 +21,24 @@ from safetensors.torch import load_file, save_file
 from dataengine import job
 from dataengine.config.load import parse_config
 from dataengine.config.run import RunConfig
+from dataengine.engine.progress import ProgressView
 from dataengine.errors import ConfigError, DriftError
 from dataengine.imaging import OpenImage
 from dataengine.job import Finished, run_job
-from dataengine.score import pictures, stage
-from dataengine.score.clip import MemoryShort, Scorer
-from dataengine.score.weights import MODELS, file_sha256
+from dataengine.pipeline import build_pipeline
+from dataengine.score import metrics, part, pictures, stage
+from dataengine.score.clip import Scorer
+from dataengine.score.loaded import LEAST_KEPT, MODELS
+from dataengine.score.memory import MemoryShort
+from dataengine.score.weights import MODELS as WEIGHTS
+from dataengine.score.weights import file_sha256
 from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.tables import read_npy
 from dataengine.testing.scenes import captions, draw_scene, render
 from scripts.tiny_clip.views import draw_scenes
 
 TINY = {"model": "tiny-clip", "pretrained": "builtin"}
+LOW = TINY | {"precision": "bfloat16"}
 NUM_TARS, NUM_EACH = 3, 7
 
 
@@ -99,7 +105,7 @@ def bits(found: list[Commit]) -> list[tuple[str, str]]:
 def test_a_second_scorer_runs_alone_and_joins_by_part_name(tars: Path, tmp_path: Path) -> None:
     first = scored(tmp_path, tars, {"tiny": TINY})
     before = commits(first, "tiny")
-    second = scored(tmp_path, tars, {"tiny": TINY, "low": TINY | {"precision": "bfloat16"}})
+    second = scored(tmp_path, tars, {"tiny": TINY, "low": LOW})
     assert second.num_parts_run == NUM_TARS
     assert commits(second, "tiny") == before
     assert [commit.part for commit in commits(second, "low")] == [commit.part for commit in before]
@@ -107,7 +113,7 @@ def test_a_second_scorer_runs_alone_and_joins_by_part_name(tars: Path, tmp_path:
     assert mine["key"].to_list() == theirs["key"].to_list()
     assert set(theirs.columns) == {"key", "score_status", "clip_score_low_caption", "clip_score_low_alt"}
     assert np.abs(mine["clip_score"] - theirs["clip_score_low_caption"]).max() < 5e-3
-    third = scored(tmp_path, tars, {"tiny": TINY, "low": TINY | {"precision": "bfloat16"}})
+    third = scored(tmp_path, tars, {"tiny": TINY, "low": LOW})
     assert third.num_parts_run == 0
 
 
@@ -120,10 +126,9 @@ def test_scorers_share_one_read_and_one_decode(tars: Path, tmp_path: Path, monke
         return open_once(content, **limits)
 
     monkeypatch.setattr(pictures, "open_image", counting)
-    scorers = {"tiny": TINY, "low": TINY | {"precision": "bfloat16"}, "exact": TINY | {"preprocess": "exact"}}
+    scorers = {"tiny": TINY, "low": LOW, "exact": TINY | {"preprocess": "exact"}}
     together = scored(tmp_path / "together", tars, scorers)
     assert sorted(decoded.values()) == [1] * (NUM_TARS * NUM_EACH)
-    assert {commit.metrics["num_together"] for commit in commits(together, "low")} == {3}
     for name in scorers:  # alone, each gives the same bits
         alone = scored(tmp_path / name, tars, {"tiny": TINY} | {name: scorers[name]})
         assert bits(commits(alone, name)) == bits(commits(together, name))
@@ -143,10 +148,14 @@ def test_order_of_work_and_company_change_no_bit(tars: Path, tmp_path: Path, mon
 
 def test_batches_across_parts_say_so_and_stay_near(tars: Path, tmp_path: Path) -> None:
     apart = scored(tmp_path / "apart", tars, {"tiny": TINY})
-    across = scored(
-        tmp_path / "across", tars, {}, score={"scorers": {"tiny": TINY | {"batch_size": 16}}, "parts_per_batch": 2}
-    )
-    assert [commit.facts["provenance"]["batches"] for commit in commits(across, "tiny")] == ["across 2 parts"] * 3
+    section = {"scorers": {"tiny": TINY | {"batch_size": 16}, "low": LOW}, "parts_per_batch": 2}
+    scored(tmp_path / "across", tars, {}, until="download", score=section)  # so that all parts are ready at once
+    across = scored(tmp_path / "across", tars, {}, score=section)
+    for name in section["scorers"]:
+        told = [commit.facts["provenance"]["batches"] for commit in commits(across, name)]
+        assert told == ["across 2 parts", "across 2 parts", "of one part"]  # those that were, not those asked for
+    metrics = [commit.metrics for name in section["scorers"] for commit in commits(across, name)]
+    assert sum(item.get("num_images", 0) for item in metrics) == NUM_TARS * NUM_EACH
     left, right = tables(tmp_path / "apart", apart, "tiny"), tables(tmp_path / "across", across, "tiny")
     assert left["key"].to_list() == right["key"].to_list()
     assert np.abs(left["clip_score"] - right["clip_score"]).max() < 1e-5
@@ -172,8 +181,8 @@ def test_provenance_stands_in_the_tables_and_in_the_manifest(tars: Path, tmp_pat
     assert finished.dataset is not None
     manifest = json.loads((Path(finished.dataset) / "manifest.json").read_text())
     assert manifest["provenance"] == {"tiny": in_table}
-    assert in_table["weights_sha256"] == file_sha256(MODELS / "tiny-clip.safetensors")
-    assert in_table["heads"]["aesthetic"]["weights_sha256"] == file_sha256(MODELS / "tiny-aesthetic.safetensors")
+    assert in_table["weights_sha256"] == file_sha256(WEIGHTS / "tiny-clip.safetensors")
+    assert in_table["heads"]["aesthetic"]["weights_sha256"] == file_sha256(WEIGHTS / "tiny-aesthetic.safetensors")
     assert in_table["heads"]["aesthetic"]["embedding"] == "tiny-clip/builtin"
     assert in_table["preprocess"]["variant"] == "fast"
     assert in_table["activation"] in ("gelu", "quick_gelu")
@@ -247,18 +256,18 @@ def test_a_part_that_runs_out_of_memory_is_begun_again_in_one_shape(
             return run_images(self, batch)
 
     monkeypatch.setattr(Scorer, "run_images", narrow)
-    stage._load.cache_clear()
+    MODELS.forget()
     load, narrowed = stage.Score.load, []
 
     def load_then_narrow(*arguments: Any) -> Any:
         found = load(*arguments)
         room[0] = 5  # of the golden batch all was well; then somebody else takes the memory
-        narrowed.append(found[0].batch_size)
+        narrowed.append(found.scorer.batch_size)
         return found
 
     monkeypatch.setattr(stage.Score, "load", load_then_narrow)
     finished = scored(tmp_path / "narrow", tars, {"tiny": TINY | {"batch_size": 16}})
-    stage._load.cache_clear()
+    MODELS.forget()
     assert narrowed == [16, 4, 4]
     assert bits(commits(finished, "tiny")) == bits(commits(small, "tiny"))
     assert [commit.metrics["num_memory_short"] for commit in commits(finished, "tiny")] == [2, 0, 0]
@@ -271,7 +280,7 @@ def test_a_worker_that_drifts_is_stopped_before_it_scores(
     tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored(tmp_path, tars, {"tiny": TINY}, score={"scorers": {"tiny": TINY}})
-    stage._load.cache_clear()
+    MODELS.forget()
     encode = Scorer.encode_texts
 
     def drifted(self: Scorer, texts: Any) -> Any:
@@ -284,13 +293,13 @@ def test_a_worker_that_drifts_is_stopped_before_it_scores(
         (more / f"t{number}.tar").write_bytes((tars / f"t{number % NUM_TARS}.tar").read_bytes())
     with pytest.raises(DriftError, match=r"score/tiny\.tars part-.*cosines of the golden batch"):
         scored(tmp_path, more, {"tiny": TINY})
-    stage._load.cache_clear()
+    MODELS.forget()
 
 
 def test_weights_that_move_do_not_start_another_recipe_and_other_weights_do(tars: Path, tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "w.safetensors").write_bytes((MODELS / "tiny-clip.safetensors").read_bytes())
+        (tmp_path / name / "w.safetensors").write_bytes((WEIGHTS / "tiny-clip.safetensors").read_bytes())
 
     def scorer(path: Path) -> dict[str, Any]:
         return {"tiny": {"model": "tiny-clip", "pretrained": str(path)}}
@@ -346,3 +355,80 @@ def test_a_head_that_is_exchanged_while_a_run_goes_on_is_stopped(
     heads = {"grade": {"weights": str(path), "embedding": "tiny-clip/builtin"}}
     with pytest.raises(ConfigError, match=r"head .* the run was planned with"):
         scored(tmp_path / "root", tars, {"tiny": TINY | {"heads": heads}})
+
+
+def test_a_picture_that_memory_is_refused_for_is_a_row_with_a_status(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render_once, calls = pictures.render, []
+
+    def short(image: OpenImage) -> Any:
+        calls.append(image)
+        if len(calls) == 3:
+            raise MemoryError
+        return render_once(image)
+
+    monkeypatch.setattr(pictures, "render", short)
+    finished = scored(tmp_path, tars, {"tiny": TINY})
+    assert [commit.counts for commit in commits(finished, "tiny")] == [
+        {"ok": NUM_EACH - 1, "decoder_memory": 1},
+        {"ok": NUM_EACH},
+        {"ok": NUM_EACH},
+    ]
+    table = tables(tmp_path, finished, "tiny").filter(pl.col("score_status") == "decoder_memory")
+    assert table.select("clip_score", "phash").row(0) == (None, None)
+
+
+def test_any_number_of_scorers_is_loaded_once(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loaded = Scorer.load, []
+
+    def counting(config: Any, *arguments: Any) -> Scorer:
+        loaded.append(config.batch_size)
+        return load(config, *arguments)
+
+    monkeypatch.setattr(Scorer, "load", counting)
+    MODELS.forget()
+    scored(tmp_path, tars, {f"s{number}": TINY | {"batch_size": 7 + number} for number in range(LEAST_KEPT + 2)})
+    assert sorted(loaded) == list(range(7, 7 + LEAST_KEPT + 2))
+    few = {"tiny": TINY | {"batch_size": 40}}
+    scored(tmp_path / "few", tars, few)
+    assert len(MODELS._kept) == LEAST_KEPT
+    MODELS.forget()
+
+
+def test_a_part_tells_of_its_captions_too(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(part, "TEXTS_AT_ONCE", 5)
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(ProgressView, "report", lambda _, job, found: told.append({"part": job.part.name} | found))
+    scored(tmp_path, tars, {"tiny": TINY | {"batch_size": 2}})
+    first = [item for item in told if item["part"] == "part-000000" and "num_texts" in item]
+    # A report for each picture, then of 14 captions three at least while they become tokens, and one per batch.
+    seen_all = [item for item in first if item["num_images"] == NUM_EACH]
+    assert len(first) - len(seen_all) == NUM_EACH - 1
+    assert len([item for item in seen_all if not item["token_seconds"]]) == 1 + 3
+    assert len([item for item in seen_all if item["token_seconds"]]) >= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_fetched(tars: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"execution\.score\.num_gpus"):
+        scored(tmp_path, tars, {"tiny": TINY}, execution={"runner": "serial", "score": {"num_gpus": 1}})
+    assert not list(tmp_path.rglob("commits/*"))
+
+
+def told_commit(**provenance: Any) -> Commit:
+    return Commit("part-000003", "a", {}, {}, 1, 1, {}, {"provenance": {"weights_sha256": "w"} | provenance}, 0.0, {})
+
+
+def test_a_part_that_was_scored_with_another_head_than_planned_is_refused(tars: Path, tmp_path: Path) -> None:
+    heads = {"aesthetic": {"weights": "builtin:tiny-aesthetic"}}
+    config = config_of(tmp_path, tars, {"tiny": TINY | {"heads": heads}})
+    (step,) = [step for step in build_pipeline(config).steps if step.name == "score/tiny.tars"]
+    planned = file_sha256(WEIGHTS / "tiny-aesthetic.safetensors")
+    fine, other = (told_commit(heads={"aesthetic": {"weights_sha256": sha256}}) for sha256 in (planned, "0" * 64))
+    step.check([fine, fine])
+    with pytest.raises(DriftError, match=f"head aesthetic of part part-000003 .* 0000.* planned with {planned}"):
+        step.check([fine, other])
+    with pytest.raises(DriftError, match="different weights"):
+        step.check([fine, told_commit(weights_sha256="v")])

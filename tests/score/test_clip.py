@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from dataengine.config.score import ScorerConfig
 from dataengine.errors import ConfigError, StorageError
-from dataengine.score.clip import MemoryShort, Scorer
+from dataengine.score.clip import Scorer
+from dataengine.score.memory import MemoryShort
 from dataengine.score.weights import clip_weights, file_sha256, identify_scorer
 from tests.score.conftest import MODEL
 
@@ -152,6 +153,10 @@ def test_weights_of_another_model_do_not_load(load: Callable[..., Scorer], tmp_p
     (tmp_path / "w.pt").write_bytes(b"no weights")
     with pytest.raises(ConfigError, match="do not load"):
         load(pretrained=str(tmp_path / "w.pt"))
+    torch.save({"weight": Path("/")}, tmp_path / "w.pt")  # torch's own advice would be to run what it holds as code
+    with pytest.raises(ConfigError, match=r"do not load \(it holds more than weights") as caught:
+        load(pretrained=str(tmp_path / "w.pt"))
+    assert "weights_only" not in str(caught.value)
 
 
 def test_weights_that_give_no_embedding_are_refused(load: Callable[..., Scorer], weights: Path, tmp_path: Path) -> None:
@@ -164,17 +169,21 @@ def test_weights_that_give_no_embedding_are_refused(load: Callable[..., Scorer],
         load(pretrained=str(tmp_path / "w.safetensors")).encode_images(pictures(1))
 
 
+GPU_SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+CPU_SHORT = RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried")
+
+
 class Narrow:
     """A tower on a device that has room for so many rows."""
 
-    def __init__(self, tower: Callable[[torch.Tensor], torch.Tensor], room: int) -> None:
-        self.tower, self.room = tower, room
+    def __init__(self, tower: Callable[[torch.Tensor], torch.Tensor], room: int, error: Exception = GPU_SHORT) -> None:
+        self.tower, self.room, self.error = tower, room, error
         self.sizes: list[int] = []
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         self.sizes.append(len(batch))
         if len(batch) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            raise self.error
         return self.tower(batch)
 
 
@@ -187,15 +196,24 @@ def until_it_fits(encode: Callable[[], NDArray[np.float32]]) -> NDArray[np.float
     pytest.fail("batches did not shrink")
 
 
-def test_short_memory_halves_batches_for_good(load: Callable[..., Scorer]) -> None:
+@pytest.mark.parametrize("error", [GPU_SHORT, CPU_SHORT, MemoryError("cannot allocate an array")])
+def test_short_memory_halves_batches_for_good(load: Callable[..., Scorer], error: Exception) -> None:
     narrow = load(batch_size=16)
-    narrow.image_tower = tower = Narrow(narrow.image_tower, 5)
+    narrow.image_tower = tower = Narrow(narrow.image_tower, 5, error)
     found = until_it_fits(lambda: narrow.encode_images(pictures(10)))
     assert tower.sizes == [16, 8, 4, 4, 4]
     assert np.array_equal(found, load(batch_size=4).encode_images(pictures(10)))
     narrow.encode_images(pictures(3))
     assert tower.sizes[5:] == [4]
     assert narrow.provenance()["batch_size"] == 4
+
+
+def test_another_error_of_a_tower_is_no_lack_of_memory(load: Callable[..., Scorer]) -> None:
+    broken = load(batch_size=16)
+    broken.image_tower = Narrow(broken.image_tower, 0, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        broken.encode_images(pictures(1))
+    assert broken.batch_size == 16
 
 
 def test_short_memory_of_texts_halves_batches_too(load: Callable[..., Scorer]) -> None:
@@ -263,7 +281,64 @@ def test_a_folder_that_open_clip_saved_brings_its_weights(
     folder = load(model=f"local-dir:{tmp_path}", pretrained=None)
     assert np.array_equal(folder.encode_texts(["a cat"]), scorer.encode_texts(["a cat"]))
     assert folder.provenance()["preprocess"]["mean"] == (0.1, 0.2, 0.3)
-    assert identify_scorer(folder.config) == f"sha256:{file_sha256(weights)}"
+    named = identify_scorer(folder.config)
+    assert named.startswith(f"sha256:{file_sha256(weights)} ")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in tmp_path.glob("open_clip*"):
+        shutil.copy(path, moved)
+    there = folder.config.model_copy(update={"model": f"local-dir:{moved}"})
+    assert (there.identity(), identify_scorer(there)) == (folder.config.identity(), named)
+    (moved / "README.md").write_text("notes")
+    assert identify_scorer(there) == named
+    for name, content in (("open_clip_config.json", json.dumps(saved | {"preprocess_cfg": {}})), ("merges.txt", "a b")):
+        (moved / name).write_text(content)
+        assert identify_scorer(there) != named
+        with pytest.raises(ConfigError, match="the run was planned with"):
+            Scorer.load(there, "cpu", 1, named)
+        named = identify_scorer(there)
+
+
+HUB_REPO = "someone/random-tiny-clip"
+
+
+@pytest.fixture
+def hub(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub that holds one model, and no network; the model's weights."""
+    commit = "0" * 40
+    repo = tmp_path / f"models--{HUB_REPO.replace('/', '--')}"
+    snapshot = repo / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    saved = {
+        "model_cfg": open_clip.get_model_config(MODEL) | {"quick_gelu": True},
+        "preprocess_cfg": {"std": [1, 1, 1]},
+    }
+    (snapshot / "open_clip_config.json").write_text(json.dumps(saved))
+    shutil.copy(weights, snapshot / "open_clip_model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return weights
+
+
+def test_a_model_of_the_hub_comes_with_its_config(load: Callable[..., Scorer], hub: Path) -> None:
+    scorer = load(model=f"hf-hub:{HUB_REPO}", pretrained=None)
+    told = scorer.provenance()
+    assert (told["activation"], told["weights_sha256"]) == ("quick_gelu", file_sha256(hub))
+    assert tuple(told["preprocess"]["std"]) == (1, 1, 1)
+    assert identify_scorer(scorer.config) == f"hub:{HUB_REPO}"
+
+
+def test_a_model_of_the_hub_is_held_to_its_hash(load: Callable[..., Scorer], hub: Path) -> None:
+    sha256 = file_sha256(hub)
+    known = load(model=f"hf-hub:{HUB_REPO}", pretrained=None, weights_sha256=sha256)
+    assert identify_scorer(known.config) == f"sha256:{sha256}"
+    assert Scorer.load(known.config, "cpu", 1, identify_scorer(known.config)).weights_sha256 == sha256
+    with pytest.raises(ConfigError, match=f"hashes to {sha256}, the run was planned with 1111"):
+        load(model=f"hf-hub:{HUB_REPO}", pretrained=None, weights_sha256="1" * 64)
+    with pytest.raises(StorageError, match=r"'hf-hub:someone/else'.*local-dir:"):
+        load(model="hf-hub:someone/else", pretrained=None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

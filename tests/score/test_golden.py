@@ -11,11 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dataengine.errors import DriftError
+from dataengine.errors import CorruptObject, DriftError
 from dataengine.score.clip import Scorer
 from dataengine.score.golden import CAPTIONS, SIZES, check_golden, golden_pictures
 from dataengine.score.heads import Head
 from tests.score.conftest import make_weights
+from tests.score.test_clip import CPU_SHORT, Narrow
 
 
 class Store:
@@ -91,3 +92,48 @@ def test_a_head_without_a_number_is_a_matter_of_its_rows(scorer: Scorer) -> None
     store = Store()
     for _ in range(2):
         check_golden(scorer, {"grade": broken}, "ab", store)
+
+
+def test_only_what_differs_is_told(load: Callable[..., Scorer], scorer: Scorer, tmp_path: Path) -> None:
+    store = Store()
+    check_golden(scorer, {}, "ab", store)
+    with pytest.raises(DriftError) as caught:
+        check_golden(load(pretrained=str(make_weights(tmp_path, 1)), batch_size=7), {}, "ab", store)
+    told = str(caught.value)
+    assert "weights_sha256: " in told
+    assert "batch_size: 4 there, 7 here." in told
+    assert "preprocess" not in told
+    assert "libraries" not in told
+    (name,) = store.kept
+    tree = json.loads(store.kept[name])
+    tree["provenance"]["libraries"]["torch"] = "1.0"
+    tree["values"]["cosines"][0][1] += 1
+    store.kept[name] = json.dumps(tree).encode()
+    with pytest.raises(
+        DriftError, match=rf"libraries.torch: 1.0 there, {torch.__version__.split('+')[0]}.* here. Make"
+    ):
+        check_golden(scorer, {}, "ab", store)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"values": {}}', '{"values": {"cosines": "x"}}', "short"])
+def test_a_damaged_golden_batch_is_named(scorer: Scorer, damage: str) -> None:
+    store = Store()
+    check_golden(scorer, {}, "ab", store)
+    (name,) = store.kept
+    tree = json.loads(store.kept[name])
+    tree["values"]["cosines"].pop()
+    store.kept[name] = (json.dumps(tree) if damage == "short" else damage).encode()
+    with pytest.raises(CorruptObject, match=r"settled/golden-ab\.json.*restore the object"):
+        check_golden(scorer, {}, "ab", store)
+
+
+def test_a_cpu_that_is_short_of_memory_scores_the_golden_batch_in_smaller_pieces(
+    load: Callable[..., Scorer], scorer: Scorer
+) -> None:
+    store = Store()
+    check_golden(scorer, {}, "ab", store)
+    narrow = load(batch_size=32)
+    narrow.image_tower = tower = Narrow(narrow.image_tower, 1, CPU_SHORT)
+    check_golden(narrow, {}, "ab", store)
+    assert tower.sizes == [4, 2, *[1] * len(SIZES)]
+    assert narrow.batch_size == 32  # the parts find out for themselves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -122,6 +123,96 @@ def test_garbage_and_absent_files_are_config_errors(tmp_path: Path, name: str) -
     (tmp_path / name).write_bytes(b"not a tensor in sight")
     with pytest.raises(ConfigError, match="weights-only"):
         load(tmp_path / name, 4)
+
+
+FINE = {"weight": torch.ones(1, 4), "bias": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        FINE | {"weight": torch.ones(1, 4, dtype=torch.complex64)},
+        FINE | {"weight": torch.ones(1, 4, dtype=torch.int64)},
+        FINE | {"weight": torch.ones(1, 4).to_sparse()},
+        FINE | {"weight": torch.ones(1).expand(1_000_000, 1_000_000)},
+        FINE | {"weight": torch.empty(1, 4, device="meta")},
+        {"weight": torch.ones(0, 4), "bias": torch.ones(0)},
+        {"weight": torch.tensor(1.0), "bias": torch.ones(1)},
+        {1: torch.ones(1)},
+        {},
+    ],
+)
+def test_tensors_of_another_kind_are_refused_when_a_run_is_planned(tmp_path: Path, tensors: dict[str, object]) -> None:
+    torch.save(tensors, tmp_path / "h.pth")
+    with pytest.raises(ConfigError, match=r"h\.pth"):
+        identify_head(config(tmp_path / "h.pth"), SCORER)
+
+
+def test_whole_numbers_in_safetensors_are_refused(tmp_path: Path) -> None:
+    save_file(FINE | {"weight": torch.ones(1, 4, dtype=torch.int32)}, tmp_path / "h.safetensors")
+    with pytest.raises(ConfigError, match="weight holds I32"):
+        identify_head(config(tmp_path / "h.safetensors"), SCORER)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_of_any_width_are_read(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    weight = torch.tensor([[1.5, -2.0, 0.25, 1e-3]]).to(dtype)
+    tensors = {"weight": torch.nn.Parameter(weight), "bias": torch.nn.Parameter(torch.ones(1, dtype=dtype))}
+    path = tmp_path / f"h{suffix}"
+    if suffix == ".pth":
+        torch.save(tensors, path)
+    else:
+        save_file({name: value.detach() for name, value in tensors.items()}, path)
+    assert load(path, 4).layers[0][0].tolist() == weight.float().tolist()
+
+
+def test_what_does_not_fit_float32_is_refused(tmp_path: Path) -> None:
+    save_file(FINE | {"weight": torch.full((1, 4), 1e300, dtype=torch.float64)}, tmp_path / "h.safetensors")
+    with pytest.raises(ConfigError, match="infinite or undefined"):
+        load(tmp_path / "h.safetensors", 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_damaged_files_are_config_errors(tmp_path: Path, is_zip: bool) -> None:
+    rng = np.random.default_rng(7)
+    path = tmp_path / "h.pth"
+    torch.save(FINE, path, _use_new_zipfile_serialization=is_zip)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 900), rng.integers(1, 6)):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(ConfigError):
+            identify_head(config(path), SCORER)
+            continue
+        refused += 1
+    assert refused > 20
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["more than weights", "TorchScript"])
+def test_a_refusal_does_not_advise_to_run_a_file_as_code(tmp_path: Path, kind: str) -> None:
+    if kind == "TorchScript":
+        torch.jit.script(torch.nn.Linear(4, 1)).save(tmp_path / "h.pth")
+    else:
+        torch.save({"weight": Payload()}, tmp_path / "h.pth")
+    with pytest.raises(ConfigError, match=kind) as caught:
+        load(tmp_path / "h.pth", 4)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", ['{"embedding": 5}', '{"embedding": null}', "3", '["a"]'])
+def test_metadata_that_is_no_text_says_nothing(tmp_path: Path, metadata: str) -> None:
+    header = f'{{"__metadata__": {metadata}}}'.encode()
+    (tmp_path / "h.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ConfigError, match="set `embedding`"):
+        identify_head(HeadConfig(weights=str(tmp_path / "h.safetensors")), SCORER)
+    with pytest.raises(ConfigError, match=r"h\.safetensors"):
+        identify_head(config(tmp_path / "h.safetensors"), SCORER)
 
 
 def test_builtin_heads_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from dataengine.score import pictures
 from dataengine.score.measures import measure
 from dataengine.score.pictures import Preparer, distinct
 from dataengine.score.preprocess import MIN_SIDE, Preprocess
+from tests.score.test_clip import CPU_SHORT
 from tests.score.test_preprocess import picture
 
 LIMITS = LimitsConfig()
@@ -73,7 +74,26 @@ def test_every_picture_is_decoded_once(
 @pytest.mark.parametrize("content", [b"", b"no picture", encoded(picture(64, 64))[:300]])
 def test_what_does_not_decode_is_empty(content: bytes) -> None:
     made = Preparer((FAST,), LIMITS, measures=True)(content)
-    assert (made.pixels, made.measures) == ({}, None)
+    assert (made.pixels, made.measures, made.status) == ({}, None, "undecodable")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), CPU_SHORT])
+@pytest.mark.parametrize("place", ["render", "measure"])
+def test_memory_for_one_picture_is_a_matter_of_its_row(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, place: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pictures, place, fail)
+    made = Preparer((FAST,), LIMITS, measures=True)(encoded(picture(64, 64)))
+    assert (made.pixels, made.measures, made.status) == ({}, None, "decoder_memory")
+
+
+def test_a_fault_of_the_program_is_not_taken_for_one_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "measure", lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        Preparer((FAST,), LIMITS, measures=True)(encoded(picture(64, 64)))
 
 
 def test_a_picture_over_the_limits_is_empty() -> None:
