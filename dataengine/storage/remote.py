@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +50,13 @@ class RemoteBackend:
         if len(content) != nbytes:
             raise CorruptObject(f"{self._base}/{path}: wanted {nbytes} bytes at {offset}, got {len(content)}")
         return content
+
+    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> None:
+        content = memoryview(self.get_range(path, offset, sum(map(len, views))))
+        begin = 0
+        for view in views:
+            view[:] = content[begin : begin + len(view)]
+            begin += len(view)
 
     def put(self, path: str, content: bytes) -> None:
         with self._faults(path):
