@@ -3,7 +3,7 @@
 python -m benchmarks.emit --rows 500        # within a minute
 python -m benchmarks.emit --rows 10000
 
-Every contender writes the same samples (image, txt, json) of about 20 and 100 KB into tars of 1,000. webdataset is
+Every contender writes the same samples (image, txt, json) of about 20 and 100 KB into tars of 5,000. webdataset is
 handed them in memory, Ray Data as Parquet; ours reads stored tars as emit does, and builds json and manifest rows on
 the way. Nobody waits for the disk: files are in the page cache, and synced when the clock has stopped.
 """

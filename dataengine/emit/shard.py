@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEMBERS = ("image", "txt", "json")
-PIECE_BYTES = 4 * 2**20
-"""Of the tar that are written at once: what one ranged read brings, and what stays in a core's cache meanwhile."""
-
-PIECES_AHEAD = 8
-"""Pieces that are being read while one is written."""
+PIECE_BYTES = 2 * 2**20
+"""Of the tar that are written at once: large enough for a ranged read, small enough to stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +75,17 @@ class Shard:
     jsons: Contents
     layout: Layout
 
-    def write(self, fill: Fill, write: Callable[[memoryview], object]) -> None:
-        """Write the tar piece by piece; stored members come from `fill`, several pieces ahead of `write`.
+    def write(self, fill: Fill, write: Callable[[memoryview], object], *, pieces_ahead: int = 2) -> None:
+        """Write the tar piece by piece; stored members come from `fill`, `pieces_ahead` pieces ahead of `write`.
 
-        `write` is done with a piece when it returns. Memory is `PIECES_AHEAD` + 1 pieces, however large the shard.
+        `write` is done with a piece when it returns. Memory is `pieces_ahead` + 1 pieces, however large the shard.
         """
         free: deque[bytearray] = deque()
         waiting: deque[tuple[memoryview, Callable[[], object]]] = deque()
         for first, stop in self._pieces():
             piece = self._piece(first, stop, free)
             waiting.append((piece, fill(first, self._stored(piece, first, stop))))
-            if len(waiting) > PIECES_AHEAD:
+            if len(waiting) > pieces_ahead:
                 free.append(_flush(*waiting.popleft(), write))
         while waiting:
             _flush(*waiting.popleft(), write)

@@ -132,7 +132,7 @@ class WriteShards(Step):
         path = f"{version_path(self.dataset, version)}/{planned.path}"
         stored = Stored.of(rows, shard.layout)
         with outputs.stream_to("tar", path) as tar, stored.reads(inputs.root) as reads:
-            shard.write(stored.filler(reads), tar.write)
+            shard.write(stored.filler(reads), tar.write, pieces_ahead=reads.num_parallel)
         if outputs.objects["tar"].nbytes != shard.layout.nbytes:
             written = outputs.objects["tar"].nbytes
             raise CorruptObject(f"{planned.name}: laid out {shard.layout.nbytes} bytes, wrote {written}")

@@ -77,7 +77,8 @@ class LocatedReads:
 
     def __init__(self, root: Root, *, is_local: bool) -> None:
         self._root = root
-        self._pool = ThreadPoolExecutor(_PARALLEL_LOCAL_READS if is_local else _PARALLEL_READS)
+        self.num_parallel = _PARALLEL_LOCAL_READS if is_local else _PARALLEL_READS
+        self._pool = ThreadPoolExecutor(self.num_parallel)
 
     def __enter__(self) -> Self:
         return self

@@ -118,10 +118,12 @@ def test_merged_captions_follow_the_configured_ones(kept: Kept) -> None:
 
 def test_pieces_do_not_show(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = build(kept)
+    planned = plan_shard(kept.rows, caption_names=("alt", "long"), extra_names=("license",))
     for nbytes, ahead in ((1, 0), (5000, 1), (20_000, 3)):
         monkeypatch.setattr(shard, "PIECE_BYTES", nbytes)
-        monkeypatch.setattr(shard, "PIECES_AHEAD", ahead)
-        assert build(kept)[0] == whole
+        buffer = io.BytesIO()
+        planned.write(from_memory(kept.images), buffer.write, pieces_ahead=ahead)
+        assert buffer.getvalue() == whole
 
 
 def test_extra_members_follow_the_json(kept: Kept) -> None:
