@@ -5,14 +5,16 @@ python -m benchmarks.emit --rows 10000
 
 Every contender writes the same samples (image, txt, json) of about 20 and 100 KB into tars of 5,000. webdataset is
 handed them in memory, Ray Data as Parquet; ours reads stored tars as emit does, and builds json and manifest rows on
-the way. Nobody waits for the disk: files are in the page cache, and synced when the clock has stopped.
+the way. write_webdataset needs pandas, so an environment of its own with `ray[data]` and the packages of the base
+install: name its interpreter by --ray-python or DATAENGINE_EMIT_RAY_PYTHON, or it is left out. Nobody waits for the
+disk: files are in the page cache, and nothing is synced.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -25,15 +27,16 @@ from benchmarks.reporting import Goal, report
 
 PAYLOADS = (20, 100)
 TIMES = 3
-_PEERS = ("ShardWriter", "write_webdataset")
+RAY = "write_webdataset"
+_PEERS = ("ShardWriter", RAY)
 
 
-def measure(name: str, folder: Path, times: int) -> dict[str, Any]:
-    """Median of `times` runs of a contender, each in a process of its own."""
+def measure(name: str, folder: Path, times: int, python: str) -> dict[str, Any]:
+    """Median of `times` runs of a contender, each in a process of its own under the interpreter `python`."""
     found = []
     for _ in range(times):
         note = folder / "note.json"
-        command = [sys.executable, "-m", "benchmarks.emit_contenders", name, str(folder), str(note)]
+        command = [python, "-m", "benchmarks.emit_contenders", name, str(folder), str(note)]
         cost = run_watched(command, timeout_seconds=600)
         found.append(json.loads(note.read_text()) | {"peak_mb": cost.peak_pss_bytes / 1e6})
     median = {key: statistics.median(item[key] for item in found) for key in found[0]}
@@ -73,17 +76,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where inputs and tars lie for the time (default: TMPDIR)")
     parser.add_argument("--only", help="contenders, comma-separated")
     parser.add_argument("--times", type=int, default=TIMES)
+    variable = "DATAENGINE_EMIT_RAY_PYTHON"
+    parser.add_argument("--ray-python", default=os.environ.get(variable), help=f"default: ${variable}")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",") if arguments.only else list(CONTENDERS)
+    if arguments.ray_python is None and RAY in wanted:
+        print(f"{RAY} is left out: no --ray-python is given")
+        wanted.remove(RAY)
     results: dict[str, dict[str, Any]] = {}
     for payload in PAYLOADS:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             prepare(Path(name), arguments.rows, payload)
             for contender in wanted:
-                times = 1 if contender == "write_webdataset" else arguments.times  # it starts Ray, and takes a minute
-                results[f"{contender} {payload} KB"] = measure(contender, Path(name), times)
-    versions = {peer: importlib.metadata.version(peer) for peer in ("webdataset", "ray")}
-    print(", ".join(f"{peer} {version}" for peer, version in versions.items()))
+                times = 1 if contender == RAY else arguments.times  # it starts Ray, and takes a minute
+                python = arguments.ray_python if contender == RAY else sys.executable
+                results[f"{contender} {payload} KB"] = measure(contender, Path(name), times, python)
     report("emit", results, goals_of(results) if not arguments.only else [])
 
 

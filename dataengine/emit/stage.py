@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,8 +22,7 @@ import pyarrow.compute as pc
 from dataengine.config.run import EmitConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.emit.buckets import nearest_bucket
-from dataengine.emit.order import sorted_by_key
-from dataengine.emit.plan import ShardPlan, plan_shards
+from dataengine.emit.plan import Kept, Pure, ShardPlan, plan_shards, split_rows
 from dataengine.emit.shard import MEMBERS
 from dataengine.emit.versions import claim_version, version_path
 from dataengine.errors import LedgerError
@@ -36,7 +37,7 @@ from dataengine.schemas import (
     manifest_schema,
 )
 from dataengine.storage.rundir import Part, Plan, canonical_json
-from dataengine.storage.tables import parquet_bytes, read_table
+from dataengine.storage.tables import read_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 ROWS = "rows"
 """Name of the sliced object that holds a part's rows, a slice per shard of the source."""
 
+_READERS = 2  # parts are mostly waited for where the store is remote
 _PLACES = tuple(f"{member}_{what}" for member in MEMBERS for what in ("offset", "nbytes"))
 _SAMPLE_COLUMNS = ["format", "width", "height", "sha256", "xxh3", "object", "offset", "nbytes"]
 
@@ -64,7 +66,7 @@ class PlanShards(Step):
     """Cuts the kept rows into shards and claims the dataset version that will hold them."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     dataset: str
     sources: tuple[str, ...]
     scorers: tuple[str, ...]
@@ -91,15 +93,20 @@ class PlanShards(Step):
         return Plan((Part("part-000000"),))
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        rows = self._kept(inputs)
-        shards = plan_shards(rows, self.config)
-        described = [dict(self.identity()), self._content(inputs)]
-        plan_hash = hashlib.sha256(canonical_json(described) + parquet_bytes(rows)).hexdigest()
-        outputs.rows_in = outputs.rows_out = len(rows)
+        described = hashlib.sha256(canonical_json([dict(self.identity()), self._content(inputs)]))
+        kept: dict[Pure, list[Kept]] = {}
+        with ThreadPoolExecutor(max(_READERS, machine.num_threads)) as threads:
+            for digest, split in threads.map(partial(self._read, inputs), *zip(*self._parts(inputs), strict=True)):
+                described.update(digest)
+                for pure, rows in split.items():
+                    kept.setdefault(pure, []).append(rows)
+        shards = plan_shards(kept, self.config)
+        plan = described.hexdigest()
+        outputs.rows_in = outputs.rows_out = sum(shard.num_samples for shard in shards)
         outputs.facts |= {
-            "version": (version := claim_version(inputs.root, self.dataset, plan_hash)),
+            "version": (version := claim_version(inputs.root, self.dataset, plan)),
             "folder": version_path(self.dataset, version),
-            "plan": plan_hash,
+            "plan": plan,
             "shards": [asdict(shard) for shard in shards],
         }
 
@@ -113,20 +120,27 @@ class PlanShards(Step):
             found[f"sources/{source}"] = {commit.part: commit.facts["content_sha256"] for commit in commits}
         return found
 
-    def _kept(self, inputs: Inputs) -> pa.Table:
-        """Kept rows sorted by key: key, source, split, repeat, and what SAMPLE says that is published."""
+    def _parts(self, inputs: Inputs) -> list[tuple[str, str]]:
+        """(path of its SELECTION, path of its SAMPLE) of every part, in the order of sources and parts."""
         (selected,) = inputs.commits("select/selection")
-        tables = []
-        for source in self.sources:
-            for commit in inputs.commits(f"download/{source}"):
-                path = selected.objects[f"{source}.{commit.part}"].path
-                chosen = read_table(inputs.root, path, SELECTION, ["source", "verdict", "split", "repeat"])
-                names = ["key", "sha256", "xxh3", "format", "width", "height", "nbytes"]
-                samples = read_table(inputs.root, commit.objects["sample"].path, SAMPLE, names)
-                columns = {name: samples.column(name) for name in names}
-                columns |= {name: chosen.column(name) for name in ("source", "split", "repeat")}
-                tables.append(pa.table(columns).filter(pc.equal(chosen.column("verdict"), "kept")))
-        return sorted_by_key(tables)
+        return [
+            (selected.objects[f"{source}.{commit.part}"].path, commit.objects["sample"].path)
+            for source in self.sources
+            for commit in inputs.commits(f"download/{source}")
+        ]
+
+    def _read(self, inputs: Inputs, selection: str, sample: str) -> tuple[bytes, dict[Pure, Kept]]:
+        """Hash of what is published of a part's kept rows, and these rows as planning sees them."""
+        chosen = read_table(inputs.root, selection, SELECTION, ["source", "verdict", "split", "repeat"])
+        names = ["key", "sha256", "xxh3", "format", "width", "height", "nbytes"]
+        samples = read_table(inputs.root, sample, SAMPLE, names)
+        columns = {name: samples.column(name) for name in names}
+        columns |= {name: chosen.column(name) for name in ("source", "split", "repeat")}
+        rows = pa.table(columns).filter(pc.equal(chosen.column("verdict"), "kept")).combine_chunks()
+        content = hashlib.sha256()
+        for batch in rows.to_batches():
+            content.update(memoryview(batch.serialize()))
+        return content.digest(), split_rows(rows)
 
 
 @dataclass(frozen=True)
