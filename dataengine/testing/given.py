@@ -247,7 +247,7 @@ def _selection(source: GivenSource, keys: list[str], first: int) -> pa.Table:
         "reason": pa.array(["too_dull"] * len(keys), mask=kept),
         "split": np.where(held, "holdout", "train").tolist(),
         "repeat": repeat.tolist(),
-        "merged_captions": [[("merged_1", "seen elsewhere")] if i % 5 == 0 else [] for i in number],
+        "merged_captions": [[("merged_1", "seen elsewhere")] if i % 40 == 39 else [] for i in number.tolist()],
     }
     return SELECTION.table(columns)
 
