@@ -87,7 +87,7 @@ def _expected_members(rows: list[Row]) -> Iterator[Member]:
 
 
 def _extras(row: Row) -> list[tuple[str, Any]]:
-    return [(entry["key"], entry["value"]) for entry in row["extra_members"]]
+    return list(row["extra_members"].items())
 
 
 def _number(value: int | None) -> str:
