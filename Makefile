@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-slow check format lock clean
+.PHONY: install quickstart test test-slow test-foreign foreign check format lock clean
 
 install: $(VENV)/.installed ## make .venv from requirements.lock and install dataengine into it
 
@@ -22,8 +22,19 @@ quickstart: install ## run the main job offline on the built-in sample web
 test: install ## run every quick test
 	$(BIN)/python -m pytest
 
-test-slow: install ## the long suites: kills, soak, foreign readers
+test-slow: install foreign ## the long suites: kills, soak, foreign readers
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-foreign: install foreign ## what we publish, read by open_clip, Megatron-Energon, Hugging Face datasets, webdataset, wids
+	$(BIN)/python -m pytest -m slow --timeout 1800 tests/foreign
+
+# Readers whose pins clash with ours and each other's have an environment each.
+foreign: .foreign/open_clip/.installed .foreign/energon/.installed .foreign/datasets/.installed
+
+.foreign/%/.installed: tests/foreign/%.txt
+	test -x .foreign/$*/bin/python || $(PYTHON) -m venv .foreign/$*
+	.foreign/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 check: install ## format, lint, types, then the quick tests
 	$(BIN)/ruff format --check .

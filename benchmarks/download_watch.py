@@ -46,7 +46,7 @@ def run_watched(command: list[str], *, timeout_seconds: float, environment: Mapp
         child = subprocess.Popen(
             command, env={**os.environ, **(environment or {})}, stdout=output, stderr=subprocess.STDOUT
         )
-        tree = _Tree(child.pid)
+        tree = ProcessTree(child.pid)
         try:
             while True:
                 tree.sample()
@@ -70,7 +70,9 @@ def run_watched(command: list[str], *, timeout_seconds: float, environment: Mapp
 
 
 @dataclass
-class _Tree:
+class ProcessTree:
+    """The processes that `root` started, and what they cost in all samples so far."""
+
     root: int
     peak_pss_bytes: int = 0
     _cpu_ticks: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -78,9 +80,11 @@ class _Tree:
 
     @property
     def cpu_seconds(self) -> float:
+        """Of every process that was seen, when it was seen last."""
         return sum(self._cpu_ticks.values()) / _TICKS
 
     def sample(self) -> None:
+        """Look at every process that lives now."""
         alive = dict(_processes())
         ours = self._members(alive)
         self._cpu_ticks |= {(number, alive[number].started): alive[number].cpu_ticks for number in ours}
@@ -89,6 +93,7 @@ class _Tree:
         self._num_samples += 1
 
     def kill(self) -> None:
+        """End every process of the tree."""
         for number in self._members(dict(_processes())):
             with suppress(ProcessLookupError):  # it ended since
                 os.kill(number, signal.SIGKILL)

@@ -27,7 +27,8 @@ from dataengine.dedup.stage import Classes, Route
 from dataengine.dedup.text_steps import CaptionClasses, RouteCaptions
 from dataengine.download.stage import Download
 from dataengine.emit.publish import Publish
-from dataengine.emit.stage import PlanShards, RouteRows, WriteShards
+from dataengine.emit.stage import PlanShards, RouteRows
+from dataengine.emit.writing import WriteShards
 from dataengine.schemas import TableSchema
 from dataengine.score.evaluation import ScoreEvaluation
 from dataengine.score.heads import identify_head
@@ -197,7 +198,9 @@ def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published:
     return [
         PlanShards(config.name, sources, tuple(scores), config.emit, published),
         *(RouteRows(source, tables, columns) for source in sources),
-        WriteShards(config.name, sources, columns, config.caption_names, config.passthrough_names),
+        WriteShards(
+            config.name, sources, columns, config.caption_names, config.passthrough_names, config.extra_members
+        ),
         *([*map(KeptCaptions, sources), PublishCaptions(sources, spec)] if spec is not None else []),
         Publish(
             dataset=config.name,

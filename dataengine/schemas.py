@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from dataengine.errors import SchemaError
 
 CAPTIONS = pa.map_(pa.string(), pa.string())
+EXTRA_MEMBERS = pa.map_(pa.string(), pa.struct([("offset", pa.int64()), ("nbytes", pa.int64()), ("xxh3", pa.string())]))
+"""Extension → where the member's content lies in its tar, and the XXH3-64 of it, 16 hex characters."""
 
 
 def column(name: str, kind: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
@@ -111,6 +113,16 @@ CANDIDATE = TableSchema(
             ),
             column("detail", pa.string(), "what of the input is at fault: file, line, member", nullable=True),
             *LOCATION,
+        ]
+    ),
+)
+
+MEMBER = TableSchema(
+    "member",
+    pa.schema(
+        [
+            column("key", pa.string(), "candidate's key, row order of CANDIDATE"),
+            column("extra_members", EXTRA_MEMBERS, "extra members by extension, in the object that holds its image"),
         ]
     ),
 )
@@ -348,6 +360,7 @@ def manifest_schema(scores: Iterable[str]) -> TableSchema:
         column("xxh3", pa.string(), "of the image member"),
         column("phash", pa.string(), "64-bit perceptual hash, 16 hex characters", nullable=True),
         column("extra", CAPTIONS, "passthrough columns of the input"),
+        column("extra_members", EXTRA_MEMBERS, "extra members of the source, by extension: offset, nbytes, xxh3"),
         *(column(name, pa.float32(), "score", nullable=True) for name in scores),
     ]
     return TableSchema("manifest", pa.schema(fields), sorted_by=("shard", "index_in_shard"))

@@ -15,17 +15,9 @@ PACKAGE = Path(__file__).parent.parent / "dataengine"
 STAGES = ("sources", "download", "score", "dedup", "select", "emit")
 # Stage wiring may touch stores; every other file of a stage package is a kernel: arrays and bytes in and out.
 WIRING = {
-    *(
-        "stage",
-        "caption_steps",
-        "text_steps",
-        "image_steps",
-        "image_search",
-        "evaluation_steps",
-        "against",
-        "caption_set",
-    ),
-    *("publish_steps", "publish", "versions", "evaluation", "reading", "fetched_part", "located_part", "in_place"),
+    *("stage", "caption_steps", "text_steps", "image_steps", "image_search", "evaluation_steps", "against"),
+    *("caption_set", "publish_steps", "publish", "writing", "versions", "evaluation", "reading", "fetched_part"),
+    *("located_part", "in_place"),
 }
 LAYERS: dict[str, int] = {
     "errors": 0, "scaling": 0, "png": 0,

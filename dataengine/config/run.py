@@ -209,6 +209,12 @@ class RunConfig(Config):
         return tuple(sorted(names))
 
     @property
+    def extra_members(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Source → extensions of the extra members that its samples carry, for sources that have any."""
+        named = ((name, source) for name, source in sorted(self.sources.items()) if source.kind == "webdataset")
+        return tuple((name, source.extra_members) for name, source in named if source.extra_members)
+
+    @property
     def passthrough_names(self) -> tuple[str, ...]:
         """Every passthrough column that a source declares, sorted."""
         return tuple(sorted({name for source in self.sources.values() for name in source.passthrough}))

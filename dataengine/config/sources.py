@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dataengine.config.base import EXECUTION, Config, FilePattern
 
@@ -14,6 +14,13 @@ SourceName = Annotated[str, Field(pattern=r"^(?!(holdout|ledger|samples|stats)\Z
 
 CaptionName = Annotated[str, Field(pattern=r"^(?!caption(_\d+)?\Z|merged_\d+\Z)[a-z][a-z0-9_]{0,39}\Z")]
 """Names a score column; `caption`, `caption_2`, `merged_1` ... are given by the engine."""
+
+
+MemberExtension = Annotated[str, Field(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z", max_length=60)]
+"""What comes after the first dot of a member's name, in lower case."""
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+"""Extensions of the members that may be a sample's image."""
 
 
 class TableSource(Config):
@@ -56,8 +63,20 @@ class WebDatasetSource(Config):
     """Field of the json member that holds the image's URL; null: there is none."""
     passthrough: tuple[str, ...] = ()
     """Fields of the json member carried along, as text."""
+    extra_members: tuple[MemberExtension, ...] = ()
+    """Extensions of further members that every sample has and that are carried into the published tars as they are:
+    `src.jpg` of an image-to-image pair, `npy` of latents. A sample without one is dropped as `missing_member`."""
     license: str = ""
     """Said in the data card."""
+
+    @field_validator("extra_members")
+    @classmethod
+    def _are_extra(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := sorted({*IMAGE_EXTENSIONS, "txt", "json"}.intersection(names)):
+            raise ValueError(f"{', '.join(taken)}: names an image, txt or json member; every sample has those already")
+        if len(set(names)) < len(names):
+            raise ValueError("an extension is named twice")
+        return names
 
 
 class Img2DatasetSource(Config):

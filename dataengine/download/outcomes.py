@@ -16,7 +16,16 @@ TRANSIENT = frozenset({"dns", "connect", "reset", "timeout", "too_slow", "trunca
 REASONS = TRANSIENT | frozenset(
     {
         # of the input
-        *("bad_row", "bad_url", "bad_hash", "bad_json", "missing_image", "duplicate_member", "corrupt_tar"),
+        *(
+            "bad_row",
+            "bad_url",
+            "bad_hash",
+            "bad_json",
+            "missing_image",
+            "missing_member",
+            "duplicate_member",
+            "corrupt_tar",
+        ),
         *("corrupt_parquet", "not_downloaded"),
         # of the address and the way there
         *("blocked_address", "blocked_port", "tls", "redirects", "protocol"),

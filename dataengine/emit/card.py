@@ -36,26 +36,28 @@ dataset = webdataset.WebDataset(urls, nodesplitter=webdataset.split_by_node, sha
 | reader | opens |
 |---|---|
 | open_clip | both lines of `train_data.txt`: `--train-data`, `--train-data-upsampling-factors` |
-| Megatron-Energon | this folder (`.nv-meta`) |
+| Megatron-Energon | this folder (`.nv-meta`); `metadataset.yaml` for the mixture of its sources |
 | wids | `<source>/wids-meta.json` |
-| Hugging Face datasets | `load_dataset("webdataset", data_files="*/*.tar")`, or this folder |
+| Hugging Face datasets | this folder: `load_dataset(".")`, or `load_dataset(".", "jpg")` where formats are several |
 | Polars, DuckDB | `samples/*.parquet`, `ledger/*.parquet` (why each row was kept or dropped), `stats/*.parquet` |
 """
 
 LIMITS = """\
 - Captions are the sources' own; nobody read them. A score says how a model sees a pair, not that a caption is true.
 - Images near the duplicate threshold may be missed, at the rate that the recall above gives.
-- `repeat` (how often a sample is drawn) is honoured by dataengine's reader and by open_clip's factors. Other readers
-  draw every sample once.
+- `repeat` (how often a sample is drawn) is honoured by dataengine's reader; open_clip's factors and Energon's
+  metadataset draw each source as often as its repeats say together. Other readers draw every sample once.
+- Hugging Face datasets takes its columns from the first samples: captions of merged duplicates that come up later
+  (`merged_1`, ...) are in the json members and the samples table, and not in what it shows.
 - In the json members a missing text is `""` and a missing number is `-1`; the Parquet tables hold nulls.
 - Images belong to their owners under the terms of each source. To have one removed, name its `url` or `key`.
 """
 
 
-def data_card(manifest: Mapping[str, Any], funnel: pa.Table, *, has_holdout: bool = False) -> str:
-    """The README of the version that `manifest` and `funnel` (FUNNEL) describe.
+def data_card(manifest: Mapping[str, Any], funnel: pa.Table, shards: pa.Table) -> str:
+    """The README of the version that `manifest`, `funnel` (FUNNEL) and `shards` (SHARDS) describe.
 
-    `manifest` is manifest.json, its `files` not needed; `has_holdout` says whether there are shards of it.
+    `manifest` is manifest.json, its `files` not needed.
     """
     title = f"{manifest['name']} v{manifest['version']:06d}"
     counts = manifest["counts"]
@@ -81,19 +83,34 @@ def data_card(manifest: Mapping[str, Any], funnel: pa.Table, *, has_holdout: boo
             "do not see them."
         )
     body = "".join(f"\n## {heading}\n\n{text}" for heading, text in sections.items())
-    return f"{_front_matter(title, has_holdout)}\n# {title}\n\n{summary}\n{body}"
+    return f"{_front_matter(title, shards)}\n# {title}\n\n{summary}\n{body}"
 
 
-def _front_matter(title: str, has_holdout: bool) -> str:
-    files = [{"split": "train", "path": "*/*.tar"}]
-    if has_holdout:
-        files.append({"split": HOLDOUT, "path": f"{HOLDOUT}/*/*.tar"})
+def _front_matter(title: str, shards: pa.Table) -> str:
     matter = {
         "pretty_name": title,
         "task_categories": ["text-to-image", "image-to-text"],
-        "configs": [{"config_name": "default", "data_files": files}],
+        "configs": list(_configs(shards)),
     }
     return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n"
+
+
+def _configs(shards: pa.Table) -> Iterator[dict[str, Any]]:
+    """What `load_dataset` may be asked for: everything; or, as it drops images of other extensions, each format."""
+    rows = [row for row in shards.select(["path", "format"]).to_pylist() if not row["path"].startswith("../")]
+    by_format: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        split = HOLDOUT if row["path"].startswith(f"{HOLDOUT}/") else "train"
+        by_format.setdefault(row["format"], {}).setdefault(split, []).append(row["path"])
+    if len(by_format) == 1:
+        patterns = {"train": "*/*.tar", HOLDOUT: f"{HOLDOUT}/*/*.tar"}
+        (splits,) = by_format.values()
+        globs = [{"split": split, "path": patterns[split]} for split in patterns if split in splits]
+        yield {"config_name": "default", "data_files": globs}
+        return
+    for form, splits in sorted(by_format.items(), key=lambda item: -sum(map(len, item[1].values()))):
+        files = [{"split": split, "path": splits[split]} for split in sorted(splits, reverse=True)]
+        yield {"config_name": form, "data_files": files}
 
 
 def _sources(sources: Mapping[str, Mapping[str, Any]], mixture: Mapping[str, Any]) -> str:

@@ -20,7 +20,6 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Ste
 from dataengine.emit.card import data_card
 from dataengine.emit.ledger import build_ledger, check_ledger, funnel, histograms
 from dataengine.emit.order import sorted_by_key
-from dataengine.emit.plan import HOLDOUT
 from dataengine.emit.sidecars import dataset_sidecars
 from dataengine.emit.versions import version_path
 from dataengine.errors import CorruptObject, LedgerError
@@ -39,7 +38,7 @@ class Publish(Step):
     """Checks that the ledger closes, writes what describes the dataset, and publishes it."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     dataset: str
     sources: tuple[str, ...]
     scans: tuple[str, ...]
@@ -78,8 +77,7 @@ class Publish(Step):
         rows = self._rows(inputs)
         ledger = self._write_tables(rows, inputs, writer)
         manifest = self._manifest(planned, ledger, inputs)
-        has_holdout = any(shard["split"] == HOLDOUT for shard in planned.facts["shards"])
-        writer.put("README.md", data_card(manifest, funnel(ledger), has_holdout=has_holdout).encode())
+        writer.put("README.md", data_card(manifest, funnel(ledger), self._shards(inputs)).encode())
         manifest["files"] = sorted(writer.files, key=lambda file: file["path"])
         content = canonical_json(manifest)
         path = f"{writer.folder}/manifest.json"

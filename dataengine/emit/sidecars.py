@@ -1,9 +1,9 @@
 """The small files that let other readers open the same tars: one table of shards in, path → bytes out.
 
 webdataset and wids (SANA) take URL lists, open_clip takes `sizes.json` beside the shards and one `::` string,
-Megatron-Energon takes `.nv-meta` and `.tar.idx`. Paths within a file are relative to the folder of that file,
-but for `.nv-meta`, whose names are relative to the dataset version, as Energon wants. Nothing here opens a
-tar.
+Megatron-Energon takes `.nv-meta`, `.tar.idx` and, for the mixture, `metadataset.yaml`. Paths within a file are relative
+to the folder of that file, but for `.nv-meta`, whose names are relative to the dataset version, as Energon wants.
+Nothing here opens a tar.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def dataset_sidecars(name: str, shards: pa.Table, num_draws: Mapping[str, int]) 
         files[f"{folder}/wids-meta.json"] = wids_meta(f"{name}/{folder}", members, urls)
         files[f"{folder}/sizes.json"] = sizes  # open_clip looks up every shard in the folder of the first one
     files["train_data.txt"] = open_clip_train_data(rows, num_draws)
+    if any(num_draws.values()):
+        files["metadataset.yaml"] = energon_metadataset(num_draws, with_holdout=bool(_by_split(rows)[1]))
     return files
 
 
@@ -58,6 +60,7 @@ def energon_files(rows: Iterable[Shard]) -> dict[str, bytes]:
     shards = list(rows)
     train, holdout = _by_split(shards)
     splits = {"train": brace_ranges(train), "val": brace_ranges(holdout), "test": []}
+    by_source = _by_source(train)
     formats = sorted({shard["format"] for shard in shards})
     sample_type = {"__module__": "megatron.energon", "__class__": "CaptioningSample"}
     field_map = {"image": ",".join(formats), "caption": "txt"}  # a comma separates alternatives
@@ -65,7 +68,31 @@ def energon_files(rows: Iterable[Shard]) -> dict[str, bytes]:
         ".info.json": _json({"shard_counts": {shard["path"]: shard["num_samples"] for shard in shards}}),
         "split.yaml": _yaml({"split_parts": splits, "exclude": []}),
         "dataset.yaml": _yaml({"sample_type": sample_type, "field_map": field_map}),
+        **{
+            _split_config(source): _yaml({"split_parts": {"train": brace_ranges(of_source)}, "exclude": []})
+            for source, of_source in by_source.items()
+        },
     }
+
+
+def energon_metadataset(num_draws: Mapping[str, int], *, with_holdout: bool) -> bytes:
+    """`metadataset.yaml` of Megatron-Energon: sources blended by their draws, which is the mixture that was realised.
+
+    Each source is this very dataset under a split file of its own.
+    """
+    blend = [
+        {"path": ".", "split_config": _split_config(source), "weight": draws}
+        for source, draws in sorted(num_draws.items())
+        if draws
+    ]
+    splits: dict[str, Any] = {"train": {"blend": blend}}
+    if with_holdout:
+        splits["val"] = {"path": "."}
+    return _yaml({"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": splits})
+
+
+def _split_config(source: str) -> str:
+    return f"split.{source}.yaml"
 
 
 def wids_meta(name: str, shards: Iterable[Shard], urls: Iterable[str]) -> bytes:
@@ -83,11 +110,8 @@ def open_clip_train_data(rows: Iterable[Shard], num_draws: Mapping[str, int]) ->
     open_clip draws shards in proportion to their factor, so a source is drawn in proportion to factor ×
     samples: the factor that gives it its share of draws is its mean repeat.
     """
-    by_source: dict[str, list[Shard]] = defaultdict(list)
-    for shard in _by_split(rows)[0]:
-        by_source[shard["source"]].append(shard)
     urls, factors = [], []
-    for source, shards in by_source.items():
+    for source, shards in _by_source(_by_split(rows)[0]).items():
         factor = num_draws[source] / sum(shard["num_samples"] for shard in shards)
         ranges = brace_ranges(shards)
         urls += ranges
@@ -120,6 +144,13 @@ def _by_folder(rows: Iterable[Shard]) -> dict[str, list[Shard]]:
         folder = f"{HOLDOUT}/{shard['source']}" if _held_out(shard) else shard["source"]
         folders[folder].append(shard)
     return folders
+
+
+def _by_source(rows: Iterable[Shard]) -> dict[str, list[Shard]]:
+    by_source: dict[str, list[Shard]] = defaultdict(list)
+    for shard in rows:
+        by_source[shard["source"]].append(shard)
+    return by_source
 
 
 def _by_split(rows: Iterable[Shard]) -> tuple[list[Shard], list[Shard]]:

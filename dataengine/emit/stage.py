@@ -1,17 +1,19 @@
 """The emit stage: the kept rows become shards of a claimed dataset version.
 
-    plan ──► rows.<source> ──by shard──► shards ──► publish (publish.py)
+    plan ──► rows.<source> ──by shard──► shards (writing.py) ──► publish (publish.py)
 
-`plan` cuts shards and claims a version; `rows` routes each kept row to its shard; `shards` writes one tar per part, as
-a pure function of its rows.
+`plan` cuts shards and claims a version; `rows` routes each kept row to its shard.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,23 +22,39 @@ import pyarrow.compute as pc
 from dataengine.config.run import EmitConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.emit.buckets import nearest_bucket
-from dataengine.emit.order import sorted_by_key
-from dataengine.emit.plan import ShardPlan, plan_shards
-from dataengine.emit.shard import ShardContent, build_shard, place_members
-from dataengine.emit.sidecars import tar_index
-from dataengine.emit.versions import claim_version, find_shard, note_shard, version_path
-from dataengine.errors import CorruptObject
-from dataengine.schemas import CANDIDATE, LOCATION, SAMPLE, SELECTION, TableSchema, manifest_schema
-from dataengine.storage.located import places_of, read_located
+from dataengine.emit.plan import Kept, Pure, ShardPlan, plan_shards, split_rows
+from dataengine.emit.shard import MEMBERS
+from dataengine.emit.versions import claim_version, version_path
+from dataengine.errors import LedgerError
+from dataengine.schemas import (
+    CANDIDATE,
+    EXTRA_MEMBERS,
+    LOCATION,
+    MEMBER,
+    SAMPLE,
+    SELECTION,
+    TableSchema,
+    manifest_schema,
+)
 from dataengine.storage.rundir import Part, Plan, canonical_json
-from dataengine.storage.tables import parquet_bytes, read_table
+from dataengine.storage.tables import read_table
 
-_PLACES = tuple(f"{member}_{what}" for member in ("image", "txt", "json") for what in ("offset", "nbytes"))
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ROWS = "rows"
+"""Name of the sliced object that holds a part's rows, a slice per shard of the source."""
+
+_READERS = 2  # parts are mostly waited for where the store is remote
+_PLACES = tuple(f"{member}_{what}" for member in MEMBERS for what in ("offset", "nbytes"))
 _SAMPLE_COLUMNS = ["format", "width", "height", "sha256", "xxh3", "object", "offset", "nbytes"]
 
 
 def emit_rows_schema(scores: tuple[str, ...]) -> TableSchema:
-    """MANIFEST without the places in a tar, plus where the image bytes are to be read."""
+    """MANIFEST without the places in a tar, plus where the image bytes are to be read.
+
+    `extra_members` are placed in the object that holds the image.
+    """
     fields = [
         field for field in manifest_schema(scores).arrow if field.name not in {"shard", "index_in_shard", *_PLACES}
     ]
@@ -48,7 +66,7 @@ class PlanShards(Step):
     """Cuts the kept rows into shards and claims the dataset version that will hold them."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     dataset: str
     sources: tuple[str, ...]
     scorers: tuple[str, ...]
@@ -75,15 +93,20 @@ class PlanShards(Step):
         return Plan((Part("part-000000"),))
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        rows = self._kept(inputs)
-        shards = plan_shards(rows, self.config)
-        described = [dict(self.identity()), self._content(inputs)]
-        plan_hash = hashlib.sha256(canonical_json(described) + parquet_bytes(rows)).hexdigest()
-        outputs.rows_in = outputs.rows_out = len(rows)
+        described = hashlib.sha256(canonical_json([dict(self.identity()), self._content(inputs)]))
+        kept: dict[Pure, list[Kept]] = {}
+        with ThreadPoolExecutor(max(_READERS, machine.num_threads)) as threads:
+            for digest, split in threads.map(partial(self._read, inputs), *zip(*self._parts(inputs), strict=True)):
+                described.update(digest)
+                for pure, rows in split.items():
+                    kept.setdefault(pure, []).append(rows)
+        shards = plan_shards(kept, self.config)
+        plan = described.hexdigest()
+        outputs.rows_in = outputs.rows_out = sum(shard.num_samples for shard in shards)
         outputs.facts |= {
-            "version": (version := claim_version(inputs.root, self.dataset, plan_hash)),
+            "version": (version := claim_version(inputs.root, self.dataset, plan)),
             "folder": version_path(self.dataset, version),
-            "plan": plan_hash,
+            "plan": plan,
             "shards": [asdict(shard) for shard in shards],
         }
 
@@ -97,20 +120,27 @@ class PlanShards(Step):
             found[f"sources/{source}"] = {commit.part: commit.facts["content_sha256"] for commit in commits}
         return found
 
-    def _kept(self, inputs: Inputs) -> pa.Table:
-        """Kept rows sorted by key: key, source, split, repeat, and what SAMPLE says that is published."""
+    def _parts(self, inputs: Inputs) -> list[tuple[str, str]]:
+        """(path of its SELECTION, path of its SAMPLE) of every part, in the order of sources and parts."""
         (selected,) = inputs.commits("select/selection")
-        tables = []
-        for source in self.sources:
-            for commit in inputs.commits(f"download/{source}"):
-                path = selected.objects[f"{source}.{commit.part}"].path
-                chosen = read_table(inputs.root, path, SELECTION, ["source", "verdict", "split", "repeat"])
-                names = ["key", "sha256", "xxh3", "format", "width", "height", "nbytes"]
-                samples = read_table(inputs.root, commit.objects["sample"].path, SAMPLE, names)
-                columns = {name: samples.column(name) for name in names}
-                columns |= {name: chosen.column(name) for name in ("source", "split", "repeat")}
-                tables.append(pa.table(columns).filter(pc.equal(chosen.column("verdict"), "kept")))
-        return sorted_by_key(tables)
+        return [
+            (selected.objects[f"{source}.{commit.part}"].path, commit.objects["sample"].path)
+            for source in self.sources
+            for commit in inputs.commits(f"download/{source}")
+        ]
+
+    def _read(self, inputs: Inputs, selection: str, sample: str) -> tuple[bytes, dict[Pure, Kept]]:
+        """Hash of what is published of a part's kept rows, and these rows as planning sees them."""
+        chosen = read_table(inputs.root, selection, SELECTION, ["source", "verdict", "split", "repeat"])
+        names = ["key", "sha256", "xxh3", "format", "width", "height", "nbytes"]
+        samples = read_table(inputs.root, sample, SAMPLE, names)
+        columns = {name: samples.column(name) for name in names}
+        columns |= {name: chosen.column(name) for name in ("source", "split", "repeat")}
+        rows = pa.table(columns).filter(pc.equal(chosen.column("verdict"), "kept")).combine_chunks()
+        content = hashlib.sha256()
+        for batch in rows.to_batches():
+            content.update(memoryview(batch.serialize()))
+        return content.digest(), split_rows(rows)
 
 
 @dataclass(frozen=True)
@@ -118,7 +148,7 @@ class RouteRows(Step):
     """Sends each kept row of a source to its shard, with everything that the manifest says of it."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     source: str
     scores: tuple[tuple[str, TableSchema], ...]
     score_columns: tuple[str, ...]
@@ -140,14 +170,11 @@ class RouteRows(Step):
         return {"source": self.source, "score_columns": list(self.score_columns)}
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        schema = emit_rows_schema(self.score_columns)
-        rows = self._rows(part, inputs, schema)
-        shards = shards_of(inputs, self.source)
-        routed = [rows.filter(_in_shard(rows, shard)) for shard in shards] or [rows.slice(0, 0)]
-        outputs.rows_in, outputs.rows_out = len(rows), sum(map(len, routed))
-        outputs.buckets("rows", schema, routed)
+        rows = self._rows(part, inputs)
+        outputs.rows_in = outputs.rows_out = len(rows)
+        outputs.slices(ROWS, emit_rows_schema(self.score_columns), route(rows, shards_of(inputs, self.source)))
 
-    def _rows(self, part: Part, inputs: Inputs, schema: TableSchema) -> pa.Table:
+    def _rows(self, part: Part, inputs: Inputs) -> pa.Table:
         (selected,) = inputs.commits("select/selection")
         chosen = read_table(inputs.root, selected.objects[f"{self.source}.{part.name}"].path, SELECTION)
         kept = pc.equal(chosen.column("verdict"), "kept")
@@ -159,103 +186,19 @@ class RouteRows(Step):
         columns |= {name: chosen.column(name) for name in ("split", "repeat")}
         columns["captions"] = _joined(candidates.column("captions"), chosen.column("merged_captions"))
         columns["bucket"] = nearest_bucket(samples.column("width").to_numpy(), samples.column("height").to_numpy())
+        columns["extra_members"] = self._extra_members(inputs, kept, len(candidates))
+        schema = emit_rows_schema(self.score_columns)
         for (_, table), step in zip(self.scores, self._score_steps().values(), strict=True):
             names = [name for name in table.arrow.names if name in schema.arrow.names and name != "key"]
             scored = inputs.table(step, "score", table, names).filter(kept)
             columns |= {name: scored.column(name) for name in names}
         return schema.table(columns)
 
-
-@dataclass(frozen=True)
-class WriteShards(Step):
-    """Writes one shard per part: tar, index and MANIFEST rows, into the claimed version.
-
-    A tar that an earlier published version of the dataset has already, under the same name and with the same rows, is
-    named and not written again.
-    """
-
-    stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 2
-    dataset: str
-    sources: tuple[str, ...]
-    score_columns: tuple[str, ...]
-    caption_names: tuple[str, ...]
-    extra_names: tuple[str, ...]
-
-    @property
-    def unit(self) -> str:
-        return "shards"
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return tuple(Need(name, whole=True) for name in ("emit/plan", *(f"emit/rows.{s}" for s in self.sources)))
-
-    @property
-    def plan_needs(self) -> tuple[str, ...]:
-        return ("emit/plan",)
-
-    def identity(self) -> Mapping[str, Any]:
-        return {"caption_names": list(self.caption_names), "extra_names": list(self.extra_names)}
-
-    def plan(self, context: PlanContext) -> Plan:
-        facts = context.commits("emit/plan")[0].facts
-        parts, bucket = [], dict.fromkeys(self.sources, 0)
-        for number, shard in enumerate(facts["shards"]):
-            spec = {"shard": shard, "bucket": bucket[shard["source"]], "version": facts["version"]}
-            parts.append(Part(f"part-{number:06d}", spec))
-            bucket[shard["source"]] += 1
-        return Plan(tuple(parts), {"plan": facts["plan"], "version": str(facts["version"])})
-
-    def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        shard = ShardPlan(**part.spec["shard"])
-        folder = version_path(self.dataset, part.spec["version"])
-        schema = emit_rows_schema(self.score_columns)
-        rows = inputs.bucket(f"emit/rows.{shard.source}", "rows", schema, part.spec["bucket"]).sort_by("key")
-        if len(rows) != shard.num_samples:
-            raise CorruptObject(f"{shard.name}: planned {shard.num_samples} samples, its rows are {len(rows)}")
-        content = self._write_tar(shard, part.spec["version"], rows, inputs, outputs)
-        manifest = manifest_schema(self.score_columns)
-        columns: dict[str, Any] = {
-            name: rows.column(name) for name in rows.column_names if name in manifest.arrow.names
-        }
-        columns |= content.columns | {
-            "shard": pa.repeat(shard.name, len(rows)),
-            "index_in_shard": np.arange(len(rows), dtype=np.int32),
-        }
-        samples = parquet_bytes(manifest.table({name: _array(values) for name, values in columns.items()}))
-        outputs.put_to("samples", f"{folder}/samples/{part.name}.parquet", samples, len(rows))
-        outputs.rows_in = outputs.rows_out = len(rows)
-
-    def _write_tar(
-        self, shard: ShardPlan, version: int, rows: pa.Table, inputs: Inputs, outputs: Outputs
-    ) -> ShardContent:
-        """The tar and its index, written, or those of an earlier version that hold the same rows."""
-        told = rows.drop_columns([field.name for field in LOCATION])
-        names = {"caption_names": self.caption_names, "extra_names": self.extra_names}
-        identity = self._identity_of(shard, told)
-        found = find_shard(inputs.root, self.dataset, identity, version)
-        if found is not None:
-            outputs.objects |= found
-            outputs.metrics["num_reused"] = 1
-            return place_members(told, rows.column("nbytes").to_numpy(), **names)
-        folder = version_path(self.dataset, version)
-        with outputs.stream_to("tar", f"{folder}/{shard.path}") as tar:
-            content = build_shard(told, self._images(rows, inputs), tar.write, **names)
-        outputs.put_to("tar_index", f"{folder}/{shard.path}.idx", tar_index(content.sample_offsets))
-        note_shard(inputs.root, self.dataset, identity, version, outputs.objects)
-        return content
-
-    def _identity_of(self, shard: ShardPlan, rows: pa.Table) -> str:
-        """Hash of all that the tar depends on: its place, and its rows but for how often each is drawn."""
-        described = [self.version, shard.path, list(self.caption_names), list(self.extra_names)]
-        content = parquet_bytes(rows.drop_columns(["repeat"]).replace_schema_metadata())
-        return hashlib.sha256(canonical_json(described) + content).hexdigest()
-
-    def _images(self, rows: pa.Table, inputs: Inputs) -> Iterator[bytes]:
-        places = places_of(rows.select(["object", "offset", "nbytes"]).to_pydict())
-        for content in read_located(inputs.root, places):
-            assert content is not None
-            yield content
+    def _extra_members(self, inputs: Inputs, kept: pa.ChunkedArray, num_rows: int) -> pa.Array | pa.ChunkedArray:
+        step = f"sources/{self.source}"
+        if "member" not in inputs.commit(step).objects:
+            return pa.array([[]] * num_rows, EXTRA_MEMBERS)
+        return inputs.table(step, "member", MEMBER).column("extra_members").filter(kept)
 
 
 def shards_of(inputs: Inputs, source: str) -> list[ShardPlan]:
@@ -264,18 +207,32 @@ def shards_of(inputs: Inputs, source: str) -> list[ShardPlan]:
     return [ShardPlan(**shard) for shard in planned.facts["shards"] if shard["source"] == source]
 
 
-def _in_shard(rows: pa.Table, shard: ShardPlan) -> pa.ChunkedArray:
-    keys = rows.column("key")
-    within = pc.and_(pc.greater_equal(keys, shard.min_key), pc.less_equal(keys, shard.max_key))
-    same = pc.and_(pc.equal(rows.column("format"), shard.format), pc.equal(rows.column("split"), shard.split))
-    return pc.and_(within, same)
+def route(rows: pa.Table, shards: Sequence[ShardPlan]) -> list[pa.Table]:
+    """The rows of each of `shards`, in the order of `rows`; one empty table when there are no shards.
+
+    Raises LedgerError when a row is in no shard.
+    """
+    number = np.full(len(rows), -1)
+    keys, splits, formats = (_text(rows.column(name)) for name in ("key", "split", "format"))
+    runs = {(shard.split, shard.format) for shard in shards}
+    for split, form in runs:
+        places = np.array([i for i, shard in enumerate(shards) if (shard.split, shard.format) == (split, form)])
+        first = np.array([shards[i].min_key for i in places], keys.dtype)
+        mine = (splits == split.encode()) & (formats == form.encode())
+        number[mine] = places[np.searchsorted(first, keys[mine], side="right") - 1]
+    last = np.array([shard.max_key for shard in shards], keys.dtype)
+    if len(rows) and ((number < 0).any() or (keys > last[number]).any()):
+        raise LedgerError("a kept row is in no planned shard; the plan is of another selection")
+    ordered = rows.take(np.argsort(number, kind="stable"))
+    bounds = np.searchsorted(np.sort(number), np.arange(len(shards) + 1)).tolist()
+    return [ordered.slice(begin, end - begin) for begin, end in pairwise(bounds)] or [rows.slice(0, 0)]
+
+
+def _text(values: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    return np.array(values.to_pylist(), np.bytes_)
 
 
 def _joined(first: pa.ChunkedArray, second: pa.ChunkedArray) -> list[list[tuple[str, str]]]:
     """Two map columns as one; where a name stands in both, the first one's text."""
     pairs = zip(first.to_pylist(), second.to_pylist(), strict=True)
     return [list((dict(right) | dict(left)).items()) for left, right in pairs]
-
-
-def _array(values: Any) -> Any:
-    return pa.array(values) if isinstance(values, np.ndarray) else values

@@ -18,11 +18,11 @@ import pyarrow as pa
 from dataengine.config.sources import ImageParquetSource, Img2DatasetSource, WebDatasetSource
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.errors import InputError
-from dataengine.schemas import CANDIDATE, LOCATION
+from dataengine.schemas import CANDIDATE, LOCATION, MEMBER
 from dataengine.sources.files import expand_braces
 from dataengine.sources.image_parquet import GroupRun, group_runs, index_rows, open_images
 from dataengine.sources.img2dataset import index_shard
-from dataengine.sources.webdataset import candidate_table, index_candidates, read_samples
+from dataengine.sources.webdataset import candidate_table, member_table, read_samples, tar_rows
 from dataengine.storage.hashing import HashingWriter
 from dataengine.storage.inputs import find_files, input_address, quick_fingerprint
 from dataengine.storage.rundir import Part, Plan, digest
@@ -71,7 +71,7 @@ class _InPlace(Step):
 class IndexTars(_InPlace):
     """Indexes existing tars: one CANDIDATE part a tar."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     config: WebDatasetSource
 
     def plan(self, context: PlanContext) -> Plan:
@@ -82,8 +82,12 @@ class IndexTars(_InPlace):
         path, shard = part.spec["path"], part.spec["shard"]
         with inputs.root.open(path) as file:
             samples = read_samples(file, path, self.config)
-            table = index_candidates(samples, self.source, shard, inputs.root.within(path), self.config)
-        _write(outputs, table)
+            rows = tar_rows(samples, self.source, shard, inputs.root.within(path), self.config)
+        _write(outputs, candidate_table(rows, self.source))
+        if self.config.extra_members:
+            members = member_table(rows)
+            outputs.table("member", MEMBER, members)
+            outputs.facts["content_sha256"] = digest([outputs.facts["content_sha256"], members_sha256(members)])
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,17 @@ def _write(outputs: Outputs, table: pa.Table) -> None:
     outputs.rows_in = len(table)
     outputs.table("candidate", CANDIDATE, table)
     outputs.facts["content_sha256"] = content_sha256(table)
+
+
+def members_sha256(members: pa.Table) -> str:
+    """What tells extra members apart wherever they lie."""
+    described = [
+        [key, [[name, place["xxh3"]] for name, place in found]]
+        for key, found in zip(
+            members.column("key").to_pylist(), members.column("extra_members").to_pylist(), strict=True
+        )
+    ]
+    return digest(described)
 
 
 def content_sha256(candidates: pa.Table) -> str:

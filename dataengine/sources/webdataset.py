@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
+import xxhash
 
+from dataengine.config.sources import IMAGE_EXTENSIONS
 from dataengine.keys import member_key
-from dataengine.schemas import CANDIDATE
+from dataengine.schemas import CANDIDATE, MEMBER
 from dataengine.sources.fields import is_nested, parse_object, text_of
 from dataengine.storage.tar import Member, TarFault, split_name, walk
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 MAX_CONTENT_BYTES = 8 * 2**20
 """Of a caption or metadata member; what lies beyond is not read."""
 
@@ -40,6 +41,8 @@ class TarSample:
     images: list[Member] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)
     """Extension → content, of the members that captions and metadata come from."""
+    extras: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Extension → place and hash, of the extra members."""
     extensions: set[str] = field(default_factory=set)
     cut: TarFault | None = None
     """Where the tar broke, if that was before all that is wanted of the sample was seen."""
@@ -60,7 +63,8 @@ def read_samples(file: BinaryIO, where: str, config: WebDatasetSource) -> Iterat
                 sample = TarSample(key, member.offset)
             _add(sample, extension, member, file, config)
     except TarFault as fault:
-        is_whole = sample.images and _wanted(config) <= sample.contents.keys()
+        found = {*sample.contents, *sample.extras}
+        is_whole = sample.images and _wanted(config) | {*config.extra_members} <= found
         sample.cut = None if is_whole else fault
         yield from _named(sample)
         yield TarSample("", fault.offset, cut=fault)
@@ -68,22 +72,16 @@ def read_samples(file: BinaryIO, where: str, config: WebDatasetSource) -> Iterat
         yield from _named(sample)
 
 
-def index_candidates(
-    samples: Iterable[TarSample], source: str, shard: str, object_url: str, config: WebDatasetSource
-) -> pa.Table:
-    """CANDIDATE rows of the tar at `object_url`, one per sample, sorted by key; the location is the image's.
-
-    With two images, the first one counts. Faults: `corrupt_tar` (the sample is cut), `duplicate_member` (its
-    key was met before in this tar), `missing_image`, `bad_json` (caption or URL is wanted of no JSON object). The
-    detail names the tar by its file name, so that it is the same after the tar was moved.
-    """
-    return candidate_table(tar_rows(samples, source, shard, object_url, config), source)
-
-
 def tar_rows(
     samples: Iterable[TarSample], source: str, shard: str, object_url: str, config: WebDatasetSource
 ) -> list[Row]:
-    """The rows of `index_candidates`, in the order of the tar."""
+    """Rows of the tar at `object_url`, one per sample, in its order: what CANDIDATE and MEMBER say of each.
+
+    With two images, the first one counts. Faults: `corrupt_tar` (the sample is cut), `duplicate_member` (its
+    key was met before in this tar), `missing_image`, `missing_member` (one of the extra members), `bad_json` (caption
+    or URL is wanted of no JSON object). The detail names the tar by its file name, so that it is the same after the
+    tar was moved.
+    """
     occurrences: Counter[str] = Counter()
     rows = []
     for sample in samples:
@@ -97,11 +95,19 @@ def tar_rows(
 
 
 def candidate_table(rows: list[Row], source: str) -> pa.Table:
-    """CANDIDATE, sorted by key, of rows in place: dicts of what differs between them, each one input row."""
+    """CANDIDATE, sorted by key, of rows in place: dicts of what differs between them, each one input row.
+
+    Sorts `rows`.
+    """
     rows.sort(key=lambda row: str(row["key"]))
     constants = {"num_rows": 1, "source": source, "expected_hash": None}
     columns = {name: [row[name] for row in rows] for name in CANDIDATE.arrow.names if name not in constants}
     return CANDIDATE.table({**columns, **{name: [value] * len(rows) for name, value in constants.items()}})
+
+
+def member_table(rows: list[Row]) -> pa.Table:
+    """MEMBER of the same rows, in the order that `candidate_table` left them in."""
+    return MEMBER.table({name: [row[name] for row in rows] for name in MEMBER.arrow.names})
 
 
 def _row(sample: TarSample, shard: str, config: WebDatasetSource, *, is_duplicate: bool) -> Row:
@@ -121,6 +127,7 @@ def _row(sample: TarSample, shard: str, config: WebDatasetSource, *, is_duplicat
         "detail": detail,
         "offset": image.offset if image else None,
         "nbytes": image.nbytes if image else None,
+        "extra_members": list(sample.extras.items()),
     }
 
 
@@ -136,6 +143,9 @@ def _fault(
     if not sample.images:
         found = ", ".join(sorted(sample.extensions))[:MAX_DETAIL_CHARS]
         return "missing_image", f"{where}: no image among its members ({found})"
+    if missing := [name for name in config.extra_members if name not in sample.extras]:
+        found = ", ".join(sorted(sample.extensions))[:MAX_DETAIL_CHARS]
+        return "missing_member", f"{where}: no member {', '.join(missing)} among its members ({found})"
     is_json_needed = config.caption_field is not None or config.url_field is not None
     if is_json_needed and not is_json_sound:
         return "bad_json", f"{where}: its json member holds no JSON object"
@@ -169,9 +179,20 @@ def _add(sample: TarSample, extension: str, member: Member, file: BinaryIO, conf
     sample.extensions.add(extension)
     if extension in IMAGE_EXTENSIONS:
         sample.images.append(member)
+    elif extension in config.extra_members:
+        sample.extras[extension] = {"offset": member.offset, "nbytes": member.nbytes, "xxh3": _hash(file, member)}
     elif extension in _wanted(config):
         file.seek(member.offset)
         sample.contents[extension] = file.read(min(member.nbytes, MAX_CONTENT_BYTES))
+
+
+def _hash(file: BinaryIO, member: Member) -> str:
+    digest, left = xxhash.xxh3_64(), member.nbytes
+    file.seek(member.offset)
+    while left and (content := file.read(min(left, MAX_CONTENT_BYTES))):
+        digest.update(content)
+        left -= len(content)
+    return digest.hexdigest()
 
 
 def _split(name: str, config: WebDatasetSource) -> tuple[str, str]:
@@ -180,7 +201,7 @@ def _split(name: str, config: WebDatasetSource) -> tuple[str, str]:
     The first dot is WebDataset's rule; by the second, `v1.2.jpg` is an image with the key `v1.2`.
     """
     key, extension = split_name(name)
-    known = IMAGE_EXTENSIONS | _wanted(config)
+    known = IMAGE_EXTENSIONS | _wanted(config) | {*config.extra_members}
     last = extension.rpartition(".")[2]
     if key.rpartition("/")[2] and extension not in known and last in known:
         return name[: -len(last) - 1], last

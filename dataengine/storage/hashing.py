@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import BinaryIO, Self
+
+_APART_BYTES = 2**20
+"""Pieces from this size on are hashed in a thread of their own while they are written: SHA-256 takes longer than a
+write into the page cache, and neither holds the interpreter."""
 
 
 class HashingWriter:
@@ -14,6 +19,7 @@ class HashingWriter:
     def __init__(self, stream: AbstractContextManager[BinaryIO]) -> None:
         self._context = stream
         self._hash = hashlib.sha256()
+        self._thread: ThreadPoolExecutor | None = None
         self.num_bytes = 0
 
     def __enter__(self) -> Self:
@@ -23,14 +29,28 @@ class HashingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
         self._context.__exit__(kind, error, trace)
 
     def write(self, content: bytes | memoryview) -> int:
-        """Append `content`."""
-        self._stream.write(content)
-        self._hash.update(content)
+        """Append `content`, which may be changed again when this returns."""
+        if len(content) < _APART_BYTES:
+            self._stream.write(content)
+            self._hash.update(content)
+        else:
+            self._write_and_hash(content)
         self.num_bytes += len(content)
         return len(content)
+
+    def _write_and_hash(self, content: bytes | memoryview) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1)
+        hashed = self._thread.submit(self._hash.update, content)
+        try:
+            self._stream.write(content)
+        finally:
+            hashed.result()
 
     @property
     def sha256(self) -> str:

@@ -9,12 +9,14 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
+
+_MAX_VIEWS = 1024  # IOV_MAX of Linux
 
 
 class LocalBackend:
@@ -36,6 +38,19 @@ class LocalBackend:
                 f"{file}: wanted {nbytes} bytes at {offset}, the file ends after {len(content)} of them"
             )
         return content
+
+    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> None:
+        file = self._base / path
+        with _faults(file), file.open("rb", buffering=0) as stream:
+            for first in range(0, len(views), _MAX_VIEWS):
+                some = views[first : first + _MAX_VIEWS]
+                wanted = sum(map(len, some))
+                found = os.preadv(stream.fileno(), some, offset)
+                if found != wanted:
+                    raise CorruptObject(
+                        f"{file}: wanted {wanted} bytes at {offset}, the file ends after {found} of them"
+                    )
+                offset += wanted
 
     def put(self, path: str, content: bytes) -> None:
         with self.writer(path) as stream:

@@ -1,15 +1,18 @@
 """Reading many small ranges: the stored bytes of images, by (object, offset, size).
 
 Ranges that lie close together in one object, as members of a tar do, are read in one request, and requests are made
-ahead of the consumer, a bounded number of bytes of them.
+ahead of the consumer, a bounded number of bytes of them: as bytes in order (`read_located`), or straight into the
+buffers of a consumer that knows where they go (`LocatedReads`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from dataengine.storage.store import Root
 
@@ -17,11 +20,14 @@ Place = tuple[str, int, int]
 """Object, offset, number of bytes."""
 
 _PARALLEL_READS = 16
+_PARALLEL_LOCAL_READS = 2  # one copies out of the page cache while another waits for the disk; more only contend
 _AHEAD_BYTES = 64 * 2**20
 # Read and thrown away: the headers, caption and JSON between two images of a tar take 3 to 8 KB, and a ranged GET costs
 # about as much as 4 MiB of transfer. Larger holes mean a place chosen at random.
 _MAX_GAP_BYTES = 64 * 2**10
 _MAX_RUN_BYTES = 4 * 2**20
+_GAP = memoryview(bytearray(_MAX_GAP_BYTES))
+"""Where the bytes between two places go, of all threads at once: nobody looks at them."""
 
 
 @dataclass
@@ -64,6 +70,63 @@ def read_located(root: Root, places: Sequence[Place | None]) -> Iterator[bytes |
                 num_left -= place is not None
                 next_place += 1
     yield from (None for _ in places[next_place:])
+
+
+class LocatedReads:
+    """Reads places into views, many requests at once; a context manager that waits for what was begun."""
+
+    def __init__(self, root: Root, *, is_local: bool) -> None:
+        self._root = root
+        self.num_parallel = _PARALLEL_LOCAL_READS if is_local else _PARALLEL_READS
+        self._pool = ThreadPoolExecutor(self.num_parallel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+
+    def begin(
+        self, places: Sequence[Place], views: Sequence[memoryview], check: Callable[[int], None]
+    ) -> Callable[[], None]:
+        """Begin to read the bytes at each place into the view beside it; what is returned waits for all of them.
+
+        `check(i)` is called in the reading thread once view `i` is full; what it raises is raised by the wait.
+        """
+        order = sorted(range(len(places)), key=places.__getitem__)
+        runs, begin = list(_runs([places[i] for i in order])), 0
+        begun: list[Future[None]] = []
+        for run in runs:
+            members = order[begin : begin + run.num_places]
+            begun.append(self._pool.submit(self._read, run, members, places, views, check))
+            begin += run.num_places
+
+        def wait() -> None:
+            for future in begun:
+                future.result()
+
+        return wait
+
+    def _read(
+        self,
+        run: _Run,
+        members: Sequence[int],
+        places: Sequence[Place],
+        views: Sequence[memoryview],
+        check: Callable[[int], None],
+    ) -> None:
+        wanted, end = [], run.start
+        for i in members:
+            gap = places[i][1] - end
+            if gap:
+                wanted.append(_GAP[:gap])
+            wanted.append(views[i])
+            end += gap + places[i][2]
+        self._root.read_into(run.path, run.start, wanted)
+        for i in members:
+            check(i)
 
 
 def _cut(content: bytes, run: _Run, place: Place) -> bytes:

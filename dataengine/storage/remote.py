@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -51,6 +52,13 @@ class RemoteBackend:
             raise CorruptObject(f"{self._base}/{path}: wanted {nbytes} bytes at {offset}, got {len(content)}")
         return content
 
+    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> None:
+        content = memoryview(self.get_range(path, offset, sum(map(len, views))))
+        begin = 0
+        for view in views:
+            view[:] = content[begin : begin + len(view)]
+            begin += len(view)
+
     def put(self, path: str, content: bytes) -> None:
         with self._faults(path):
             obstore.put(self._store, path, content)
@@ -84,7 +92,7 @@ class RemoteBackend:
         with self._faults(path):
             stream = obstore.open_writer(self._store, path, buffer_size=16 * 2**20)
             try:
-                yield cast(BinaryIO, stream)
+                yield cast(BinaryIO, _Copying(stream))
             except BaseException:
                 # Dropped unfinished: a multipart upload becomes an object only when it is closed.
                 del stream
@@ -124,6 +132,16 @@ class RemoteBackend:
             raise StorageError(
                 f"{self._base}/{path}: {_brief(error)}; check address, credentials and network"
             ) from error
+
+
+@dataclass
+class _Copying:
+    """Hands a stream what nobody changes any more: it sends pieces from the memory they came in, and later."""
+
+    stream: Any
+
+    def write(self, content: bytes | memoryview) -> int:
+        return int(self.stream.write(content if isinstance(content, bytes) else bytes(content)))
 
 
 def _brief(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Backend(Protocol):
 
     def get(self, path: str) -> bytes: ...
     def get_range(self, path: str, offset: int, nbytes: int) -> bytes: ...
+    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> None: ...
     def put(self, path: str, content: bytes) -> None: ...
     def create(self, path: str, content: bytes) -> bytes: ...
     def writer(self, path: str) -> AbstractContextManager[BinaryIO]: ...
@@ -54,6 +56,11 @@ class Root:
         """Exactly `nbytes` bytes from `offset`; raises CorruptObject when the object ends before."""
         backend, inner = self._locate(path)
         return backend.get_range(inner, offset, nbytes)
+
+    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill `views`, one after another, with the bytes from `offset` on; raises CorruptObject as `get_range`."""
+        backend, inner = self._locate(path)
+        backend.read_into(inner, offset, views)
 
     def put(self, path: str, content: bytes) -> None:
         """Store an object whose path only this attempt writes, or whose bytes are the same whoever writes them."""

@@ -12,9 +12,13 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
+
+    from numpy.typing import NDArray
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -68,6 +72,39 @@ def header(name: str, nbytes: int) -> bytes:
     title, size = name.encode(), b"%011o" % nbytes
     checksum = _FIXED_SUM + _sum(title + size)
     return b"%b%b%b\0%b%06o\0 %b" % (title.ljust(MAX_NAME_BYTES, b"\0"), _OWNER, size, _TIME, checksum, _TAIL)
+
+
+def headers(names: NDArray[np.bytes_], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The headers of many regular files, as `header` writes each: uint8 [files, 512].
+
+    `names` are ASCII, `S` of any width, [files]; `sizes` are bytes, int64 [files]. Raises ValueError as `header`.
+    """
+    _check_names(names)
+    if len(sizes) and not (sizes.min() >= 0 and sizes.max() < MAX_MEMBER_BYTES):
+        raise ValueError(f"a member holds 0 to {MAX_MEMBER_BYTES - 1} bytes, got {sizes.min()} to {sizes.max()}")
+    blocks = np.empty((len(names), BLOCK), np.uint8)
+    blocks[:] = np.frombuffer(header("-", 0), np.uint8)
+    title = blocks[:, :MAX_NAME_BYTES]
+    title[:] = names.astype(f"S{MAX_NAME_BYTES}").view(np.uint8).reshape(title.shape)
+    size = blocks[:, 124:135]
+    size[:] = _octal(sizes, 11)
+    checksums = _FIXED_SUM + title.sum(axis=1, dtype=np.int64) + size.sum(axis=1, dtype=np.int64)
+    blocks[:, 148:154] = _octal(checksums, 6)
+    return blocks
+
+
+def _check_names(names: NDArray[np.bytes_]) -> None:
+    lengths = np.strings.str_len(names)
+    wrong = (lengths < 1) | (lengths > MAX_NAME_BYTES)
+    letters = np.ascontiguousarray(names).view(np.uint8)
+    if wrong.any() or (letters.size and letters.max() > 127):
+        raise ValueError(f"a member name is 1 to {MAX_NAME_BYTES} ASCII characters, got {names[wrong][:1].tolist()}")
+
+
+def _octal(numbers: NDArray[np.int64], num_digits: int) -> NDArray[np.uint8]:
+    """ASCII digits, uint8 [numbers, digits]."""
+    shifts = np.arange(3 * (num_digits - 1), -1, -3)
+    return ((numbers[:, None] >> shifts & 7) + ord("0")).astype(np.uint8)
 
 
 def padding(nbytes: int) -> bytes:

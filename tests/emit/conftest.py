@@ -43,6 +43,7 @@ def kept_rows(num_samples: int, source: str = "photos", form: str = "jpg") -> Ke
         "height": pa.array([480] * num_samples, pa.int32()),
         "sha256": pa.array([hashlib.sha256(image).hexdigest() for image in images], pa.string()),
         "xxh3": pa.array([xxhash.xxh3_64_hexdigest(image) for image in images], pa.string()),
+        "nbytes": pa.array([len(image) for image in images], pa.int64()),
         "phash": pa.array([None] * num_samples, pa.string()),
         "clip_score": pa.array(scores, pa.float32()),
     }

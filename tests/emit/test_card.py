@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import yaml
 
 from dataengine.emit.card import data_card
-from dataengine.schemas import FUNNEL
+from dataengine.schemas import FUNNEL, SHARDS
 
 MANIFEST = {
     "name": "web",
@@ -28,17 +29,40 @@ MANIFEST = {
 }
 
 
-def card(*, has_holdout: bool = False) -> str:
+def shards_of(*paths: str) -> pa.Table:
+    """SHARDS of some paths; the format is in the name."""
+    blank = {"source": "photos", "num_samples": 9, "nbytes": 9, "sha256": "0", "min_key": "0", "max_key": "1"}
+    rows = [{**blank, "shard": path, "path": path, "format": path.partition("/")[0][-3:]} for path in paths]
+    return SHARDS.table({name: [row[name] for row in rows] for name in SHARDS.arrow.names})
+
+
+def card(*paths: str) -> str:
     row = ["photos", "dropped", "download", "http_404 <b>", 100, 120]
     funnel = FUNNEL.table({name: [cell] for name, cell in zip(FUNNEL.arrow.names, row, strict=True)})
-    return data_card(MANIFEST, funnel, has_holdout=has_holdout)
+    return data_card(MANIFEST, funnel, shards_of(*(paths or ("jpg/a-000000.tar",))))
+
+
+def configs(*paths: str) -> list[dict[str, object]]:
+    return yaml.safe_load(card(*paths).split("---\n")[1])["configs"]
 
 
 def test_front_matter_names_the_tars_only() -> None:
-    matter = yaml.safe_load(card().split("---\n")[1])
-    assert matter["configs"][0]["data_files"] == [{"split": "train", "path": "*/*.tar"}]
-    matter = yaml.safe_load(card(has_holdout=True).split("---\n")[1])
-    assert matter["configs"][0]["data_files"][1] == {"split": "holdout", "path": "holdout/*/*.tar"}
+    train = {"split": "train", "path": "*/*.tar"}
+    assert configs() == [{"config_name": "default", "data_files": [train]}]
+    # Only the folder's first three letters matter to `shards_of`, so the held-out shard needs the same format.
+    held = shards_of("jpg/a-000000.tar").to_pylist()[0] | {"shard": "b", "path": "holdout/jpg/b-000001.tar"}
+    both = pa.concat_tables([shards_of("jpg/a-000000.tar"), pa.Table.from_pylist([held], SHARDS.arrow)])
+    (found,) = yaml.safe_load(data_card(MANIFEST, FUNNEL.empty(), both).split("---\n")[1])["configs"]
+    assert found["data_files"] == [train, {"split": "holdout", "path": "holdout/*/*.tar"}]
+
+
+def test_formats_are_configs_of_their_own() -> None:
+    """datasets takes its columns from the first tar, and would leave out the images of the others without a word."""
+    paths = ("jpg/a-000000.tar", "jpg/a-000001.tar", "png/a-000002.tar", "../v000001/a/a-000003.tar")
+    assert configs(*paths) == [
+        {"config_name": "jpg", "data_files": [{"split": "train", "path": list(paths[:2])}]},
+        {"config_name": "png", "data_files": [{"split": "train", "path": [paths[2]]}]},
+    ]
 
 
 def test_the_numbers_are_there() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.config.run import EmitConfig
-from dataengine.emit.plan import ShardPlan, count_shards, plan_shards
+from dataengine.emit.plan import Kept, Pure, ShardPlan, count_shards, split_rows
+from dataengine.emit.plan import plan_shards as plan_kept
 from dataengine.keys import url_keys
 
 SMALL = EmitConfig(target_shard_bytes=1000, shard_multiple=4)
@@ -32,6 +33,15 @@ def table(rows: list[tuple[str, str, str, int]]) -> pa.Table:
     types = (pa.string(), pa.string(), pa.string(), pa.int64())
     arrays = [pa.array(values, kind) for values, kind in zip(columns, types, strict=True)]
     return pa.table([pa.array(keys, pa.string()), *arrays], names=["key", "source", "split", "format", "nbytes"])
+
+
+def plan_shards(rows: pa.Table, config: EmitConfig) -> list[ShardPlan]:
+    """The plan of rows that come in two parts."""
+    kept: dict[Pure, list[Kept]] = {}
+    for part in (rows.slice(0, len(rows) // 3), rows.slice(len(rows) // 3)):
+        for pure, of_part in split_rows(part).items():
+            kept.setdefault(pure, []).append(of_part)
+    return plan_kept(kept, config)
 
 
 def members(plan: ShardPlan, rows: pa.Table) -> list[dict[str, object]]:

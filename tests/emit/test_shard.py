@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,30 @@ import pyarrow as pa
 import pytest
 import webdataset
 
-from dataengine.emit.shard import ShardContent, build_shard
-from dataengine.errors import CorruptObject
+from dataengine.emit import shard
+from dataengine.emit.shard import Layout, plan_shard
 from dataengine.storage import tar
 from tests.emit.conftest import Kept, kept_rows
 
 
-def build(kept: Kept) -> tuple[bytes, ShardContent]:
+def build(kept: Kept) -> tuple[bytes, Layout]:
+    planned = plan_shard(kept.rows, caption_names=("alt", "long"), extra_names=("license",))
     buffer = io.BytesIO()
-    content = build_shard(
-        kept.rows, iter(kept.images), buffer.write, caption_names=("alt", "long"), extra_names=("license",)
-    )
-    return buffer.getvalue(), content
+    planned.write(from_memory(kept.images), buffer.write)
+    return buffer.getvalue(), planned.layout
+
+
+def from_memory(stored: list[bytes], per_sample: int = 1) -> shard.Fill:
+    """Fills views with `stored`, and only when it is waited for."""
+
+    def fill(first: int, views: Sequence[memoryview]) -> Callable[[], None]:
+        def wait() -> None:
+            for view, content in zip(views, stored[first * per_sample :], strict=False):
+                view[:] = content
+
+        return wait
+
+    return fill
 
 
 def test_two_builds_are_byte_identical(kept: Kept) -> None:
@@ -103,17 +116,35 @@ def test_merged_captions_follow_the_configured_ones(kept: Kept) -> None:
     assert content.num_samples == 5
 
 
-def test_a_changed_image_is_named(kept: Kept) -> None:
-    images = list(kept.images)
-    images[7] = images[7][:-1] + bytes([images[7][-1] ^ 1])
-    with pytest.raises(CorruptObject, match=kept.rows["key"][7].as_py()):
-        build(Kept(kept.rows, images))
+def test_pieces_do_not_show(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = build(kept)
+    planned = plan_shard(kept.rows, caption_names=("alt", "long"), extra_names=("license",))
+    for nbytes, ahead in ((1, 0), (5000, 1), (20_000, 3)):
+        monkeypatch.setattr(shard, "PIECE_BYTES", nbytes)
+        buffer = io.BytesIO()
+        planned.write(from_memory(kept.images), buffer.write, pieces_ahead=ahead)
+        assert buffer.getvalue() == whole
 
 
-@pytest.mark.parametrize("images", [0, 24])
-def test_images_must_match_rows(kept: Kept, images: int) -> None:
-    with pytest.raises(ValueError, match="zip"):
-        build(Kept(kept.rows, kept.images[:images]))
+def test_extra_members_follow_the_json(kept: Kept) -> None:
+    names, rng = ("src.jpg", "npy"), np.random.default_rng(1)
+    extras = [[rng.bytes(int(size)) for size in rng.integers(0, 2000, 2)] for _ in kept.images]
+    planned = plan_shard(
+        kept.rows,
+        extra_members=names,
+        extra_sizes=np.array([[len(content) for content in of_sample] for of_sample in extras]),
+    )
+    stored = [content for image, of_sample in zip(kept.images, extras, strict=True) for content in (image, *of_sample)]
+    buffer = io.BytesIO()
+    planned.write(from_memory(stored, 3), buffer.write)
+    found = list(tar.walk(io.BytesIO(buffer.getvalue()), "built"))
+    keys = kept.rows["key"].to_pylist()
+    assert [m.name for m in found] == [f"{k}.{end}" for k in keys for end in ("jpg", "txt", "json", *names)]
+    assert [m.offset for m in found] == planned.layout.offsets.ravel().tolist()
+    contents = [buffer.getvalue()[m.offset : m.offset + m.nbytes] for m in found]
+    assert contents[0::5] == kept.images
+    assert contents[3::5] == [of_sample[0] for of_sample in extras]
+    assert contents[4::5] == [of_sample[1] for of_sample in extras]
 
 
 def test_an_empty_shard_is_an_empty_tar() -> None:

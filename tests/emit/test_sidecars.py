@@ -54,6 +54,8 @@ def test_the_files(files: dict[str, bytes]) -> None:
     assert set(files) == {
         *(f"{folder}/{name}" for folder in folders for name in ("urls.txt", "sizes.json", "wids-meta.json")),
         *(f".nv-meta/{name}" for name in (".info.json", "split.yaml", "dataset.yaml")),
+        *(f".nv-meta/split.{source}.yaml" for source in ("blog", "photos")),
+        "metadataset.yaml",
         "train_data.txt",
     }
 

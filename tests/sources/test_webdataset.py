@@ -13,7 +13,7 @@ import pytest
 
 from dataengine.config.sources import WebDatasetSource
 from dataengine.keys import member_key
-from dataengine.sources.webdataset import index_candidates, read_samples
+from dataengine.sources.webdataset import candidate_table, read_samples, tar_rows
 
 CONFIG = WebDatasetSource(
     kind="webdataset", paths=("x.tar",), caption_fields={"recap": "long"}, passthrough=("n", "exif")
@@ -33,7 +33,7 @@ def tar_of(*members: tuple[str, bytes]) -> bytes:
 
 def index(content: bytes, config: WebDatasetSource = CONFIG) -> pa.Table:
     samples = read_samples(io.BytesIO(content), "x.tar", config)
-    return index_candidates(samples, "s", "x", "s3://b/x.tar", config)
+    return candidate_table(tar_rows(samples, "s", "x", "s3://b/x.tar", config), "s")
 
 
 def by_member(content: bytes, config: WebDatasetSource = CONFIG) -> dict[tuple[str, int], dict[str, object]]:
@@ -183,7 +183,7 @@ def test_an_empty_tar_has_no_candidates() -> None:
 @pytest.mark.skipif(not CC12M.exists(), reason="DATAENGINE_TEST_DATA names no folder with the CC12M shard")
 def test_a_real_shard() -> None:
     with CC12M.open("rb") as file:
-        table = index_candidates(read_samples(file, "cc12m", CONFIG), "s", "x", str(CC12M), CONFIG)
+        table = candidate_table(tar_rows(read_samples(file, "cc12m", CONFIG), "s", "x", str(CC12M), CONFIG), "s")
         rows = table.to_pylist()
         assert len(rows) == 32
         assert all(row["fault"] is None and row["caption"] and row["url"].startswith("http") for row in rows)

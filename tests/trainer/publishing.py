@@ -116,6 +116,7 @@ def _sample(source: str, key: str, url: str) -> dict[str, Any]:
         "xxh3": xxhash.xxh3_64_hexdigest(contents["image"]),
         "phash": None,
         "extra": [],
+        "extra_members": [],
         "clip_score": float(rng.uniform(0.2, 0.4)),
         "aesthetic": None if rng.random() < 0.2 else float(rng.uniform(4, 7)),
     }
