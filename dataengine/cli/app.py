@@ -206,6 +206,41 @@ def verify(
     print_verify(dataset, full, sample, options)
 
 
+@app.command()
+def takedown(
+    dataset: DatasetAddress,
+    entries: Annotated[
+        Path, typer.Option("--list", help="TXT (one entry a line) or CSV: url, domain, key, sha256, phash.")
+    ],
+    reason: Annotated[str, typer.Option(help="What the ledger says of each sample besides the entry.")] = "",
+    max_phash_distance: Annotated[
+        int, typer.Option(help="Bits in which perceptual hashes of copies may differ.", min=0, max=32)
+    ] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken down; write nothing.")] = False,
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Publish a version without what a list names, nor its copies, and keep it out of every later run.
+
+    Only shards that hold any of it are written anew. Example:
+    [bold]dataengine takedown s3://bucket/openuni/datasets/openuni --list gone.csv --reason "request 4711"[/bold]
+    """
+    from dataengine.cli.versions import print_takedown
+
+    print_takedown(dataset, entries, reason, max_phash_distance, dry_run, options)
+
+
+@app.command()
+def materialize(
+    version: DatasetAddress,
+    directory: Annotated[str, typer.Argument(help="An empty or new folder, or a URL.", show_default=False)],
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Make a whole folder of a version that needs nothing of its parents: hard links, or copies within the store."""
+    from dataengine.cli.versions import print_materialize
+
+    print_materialize(version, directory, options)
+
+
 ENGINE_HINT = "install dataengine[engine,cpu], or [engine,gpu] for FAISS on GPUs"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -125,7 +125,10 @@ class _Child:
         draws = self._draws()
         for path, content in sorted(dataset_sidecars(self.take.place.name, shards, draws).items()):
             self.files.put(path, content)
-        captions = cut_captions(self.take.parent, self.take.removed["key"], self.files)
+        root = self.take.place.root
+        captions, tables = cut_captions(root, self._parent_folder, self.take.parent, self.take.removed["key"])
+        for path, content in tables:
+            self.files.put(path, content)
         manifest = self._manifest(shards, told, draws, captions)
         self.files.put("README.md", data_card(manifest, told, shards).encode())
         manifest["files"] = sorted(self.files.entries, key=lambda file: str(file["path"]))
@@ -320,9 +323,3 @@ def less_emitted(histogram: pa.Table, removed: pl.DataFrame) -> pa.Table:
     place = histogram.schema.get_field_index("num_emitted")
     return histogram.set_column(place, histogram.schema.field(place), pa.array(counts, pa.int64()))
 
-
-def names(values: Iterable[str], shown: int = 5) -> str:
-    """The first few of `values`, for a message."""
-    found = list(values)
-    more = f" and {len(found) - shown:,} more" if len(found) > shown else ""
-    return ", ".join(found[:shown]) + more
