@@ -113,7 +113,7 @@ class RemoteBackend:
     def modified(self, path: str) -> datetime | None:
         with self._faults(path):
             try:
-                return cast(datetime, obstore.head(self._store, path)["last_modified"])
+                return obstore.head(self._store, path)["last_modified"]
             except _ABSENT:
                 return None
 

@@ -322,4 +322,3 @@ def less_emitted(histogram: pa.Table, removed: pl.DataFrame) -> pa.Table:
         np.subtract.at(counts, places["place"].to_numpy()[np.clip(found, 0, None)], 1)
     place = histogram.schema.get_field_index("num_emitted")
     return histogram.set_column(place, histogram.schema.field(place), pa.array(counts, pa.int64()))
-

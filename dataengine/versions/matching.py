@@ -41,7 +41,9 @@ def match(entries: Sequence[Entry], known: Known, max_phash_distance: int) -> Ma
     hit = {entry for frame in found for entry in frame["entry"].unique()}
     missed = (entry for entry in entries if f"{entry.kind} {entry.plain}" not in hit)
     # A row is said to be of the nearest phash: others may be as near as was asked for.
-    unmatched = [e for e in missed if e.kind != "phash" or not any(map(len, _by_phash(known, {e.plain}, max_phash_distance)))]
+    unmatched = [
+        e for e in missed if e.kind != "phash" or not any(map(len, _by_phash(known, {e.plain}, max_phash_distance)))
+    ]
     return Match(related.select("key", "why").sort("key"), len(named), tuple(unmatched))
 
 
@@ -49,25 +51,23 @@ def _collected(frames: Iterable[pl.LazyFrame]) -> list[pl.DataFrame]:
     return [frame.collect(engine="streaming") for frame in frames]
 
 
-def _equal(kind: str, column: str, expression: pl.Expr, values: set[str], frames: list[pl.LazyFrame]) -> list[pl.DataFrame]:
+def _equal(kind: str, expression: pl.Expr, values: set[str], frames: list[pl.LazyFrame]) -> list[pl.DataFrame]:
     """Rows of `frames` whose `expression` is one of `values`."""
     if not values:
         return []
-    asked = (
-        frame.select("key", value=expression).filter(pl.col("value").is_in(sorted(values))) for frame in frames
-    )
+    asked = (frame.select("key", value=expression).filter(pl.col("value").is_in(sorted(values))) for frame in frames)
     entry = pl.concat_str(pl.lit(f"{kind} "), "value")
     return [frame.select("key", why=entry, entry=entry) for frame in _collected(asked)]
 
 
 def _by_key(known: Known, values: set[str], _: int) -> list[pl.DataFrame]:
-    return _equal("key", "key", pl.col("key"), values, [known.dataset.ledger()])
+    return _equal("key", pl.col("key"), values, [known.dataset.ledger()])
 
 
 def _by_url(known: Known, values: set[str], _: int) -> list[pl.DataFrame]:
     found = []
     for column in ("url", "final_url"):
-        found += _equal("url", column, plain_urls(column), values, known.with_column(column))
+        found += _equal("url", plain_urls(column), values, known.with_column(column))
     return found
 
 
@@ -84,14 +84,16 @@ def _by_domain(known: Known, values: set[str], _: int) -> list[pl.DataFrame]:
 
 
 def _by_sha256(known: Known, values: set[str], _: int) -> list[pl.DataFrame]:
-    return _equal("sha256", "sha256", pl.col("sha256"), values, known.with_column("sha256"))
+    return _equal("sha256", pl.col("sha256"), values, known.with_column("sha256"))
 
 
 def _by_phash(known: Known, values: set[str], distance: int) -> list[pl.DataFrame]:
     near = _near(known, {int(value, 16): value for value in values}, distance)
     said = pl.concat_str(pl.lit("phash "), "value")
-    why = pl.when(pl.col("distance") == 0).then(said).otherwise(
-        pl.concat_str(pl.lit("within "), "distance", pl.lit(" bits of phash "), "value")
+    why = (
+        pl.when(pl.col("distance") == 0)
+        .then(said)
+        .otherwise(pl.concat_str(pl.lit("within "), "distance", pl.lit(" bits of phash "), "value"))
     )
     return [frame.select("key", why=why, entry=said) for frame in near]
 
@@ -131,7 +133,7 @@ def _relatives(named: pl.Series, known: Known, distance: int) -> list[pl.DataFra
     found = [frame for column in ("sha256", "pixel_hash") for frame in _sharing(named, known, column)]
     found += _by_edges(named, known)
     found += _by_survivors(named, known)
-    phashes = {}
+    phashes: dict[int, str] = {}
     for frame in _collected(each.filter(pl.col("key").is_in(named.implode())) for each in known.with_column("phash")):
         phashes |= {int(value, 16): key for key, value in frame.iter_rows()}
     why = pl.concat_str(pl.lit("within "), "distance", pl.lit(" bits of the phash of "), "value")
@@ -153,7 +155,9 @@ def _sharing(named: pl.Series, known: Known, column: str) -> list[pl.DataFrame]:
 
 def _by_edges(named: pl.Series, known: Known) -> list[pl.DataFrame]:
     """Members of the classes that an edge joins to the class of one of `named`."""
-    classes = pl.concat([_empty("key", "class_key"), *_collected(frame.select("key", "class_key") for frame in known.classes())])
+    classes = pl.concat(
+        [_empty("key", "class_key"), *_collected(frame.select("key", "class_key") for frame in known.classes())]
+    )
     own = classes.filter(pl.col("key").is_in(named.implode())).rename({"key": "original"})
     alone = pl.DataFrame({"original": named, "class_key": named})
     labels = pl.concat([own, alone]).unique("class_key", keep="first", maintain_order=True)

@@ -43,7 +43,9 @@ def materialize(address: str, target: str, options: Mapping[str, str]) -> tuple[
         folder.copy(origin, folder.address(path))
     for path, content in written.items():
         folder.put(path, content)
-    files = [{"path": path, "nbytes": file.nbytes, "sha256": file.sha256} for path, file in copies.items()]
+    files: list[dict[str, Any]] = [
+        {"path": path, "nbytes": file.nbytes, "sha256": file.sha256} for path, file in copies.items()
+    ]
     files += [_file(path, content) for path, content in written.items()]
     manifest = source.get("manifest.json")
     if written:

@@ -63,7 +63,10 @@ def cut(rows: pl.DataFrame, removed: pl.Series, where: str) -> Cut:
     extras = rows["extra_members"].to_list()
     begins, ends = [], []
     for row, others in zip(rows.select(_places()).iter_rows(), extras, strict=True):
-        places = [*zip(row[::2], row[1::2], strict=True), *((at["value"]["offset"], at["value"]["nbytes"]) for at in others)]
+        places = [
+            *zip(row[::2], row[1::2], strict=True),
+            *((at["value"]["offset"], at["value"]["nbytes"]) for at in others),
+        ]
         begins.append(min(offset for offset, _ in places) - tar.BLOCK)
         last, nbytes = max(places)
         ends.append(last + nbytes + -nbytes % tar.BLOCK)
@@ -77,7 +80,9 @@ def _places() -> list[str]:
     return [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "nbytes")]
 
 
-def copy_spans(root: Root, path: str, sha256: str, spans: list[tuple[int, int]], write: Callable[[memoryview], object]) -> None:
+def copy_spans(
+    root: Root, path: str, sha256: str, spans: list[tuple[int, int]], write: Callable[[memoryview], object]
+) -> None:
     """Write the `spans` of the tar at `path`, then the end of an archive.
 
     Raises CorruptObject when the tar is not the one of `sha256`; what was written is worth nothing then.

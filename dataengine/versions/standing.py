@@ -42,7 +42,9 @@ def request_line(dataset: str, entries: Sequence[Entry], reason: str, distance: 
     return f"# take-down {hashlib.sha256(canonical_json(asked)).hexdigest()}"
 
 
-def register(root: Root, first: str, entries: Sequence[Entry], reason: str, distance: int, found: Match, known: Known) -> str:
+def register(
+    root: Root, first: str, entries: Sequence[Entry], reason: str, distance: int, found: Match, known: Known
+) -> str:
     """The path of the list that stands for a request from now on."""
 
     def content() -> str:
