@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from dataengine.errors import ConfigError, InputError
 from dataengine.versions.lists import parse_list
 from dataengine.versions.matching import Match
 from dataengine.versions.place import DatasetPlace
+from dataengine.versions.purge import plan_purge, purge
 from dataengine.versions.takedown import Survey, survey, take_down
 
 _SHOWN = 10
@@ -46,6 +48,29 @@ def print_takedown(
         console.print("the latest version holds none of it: no version was made")
     console.print(f"[bold]list[/]    {escape(place.root.address(done.list_path))}: every later run obeys it")
     console.print(f"[bold]version[/] {escape(done.version)}", highlight=False)
+
+
+def print_purge(address: str, grace_days: int, dry_run: bool, options: list[str]) -> None:
+    """Retire the versions that hold what was taken down, and say what went."""
+    console = Console(soft_wrap=True)
+    place = DatasetPlace.of(address, store_options(options))
+    planned = plan_purge(place, timedelta(days=grace_days), datetime.now(UTC))
+    for folder in planned.retired:
+        console.print(f"[bold]retire[/] {escape(place.root.address(folder))}", highlight=False)
+    for path in planned.files:
+        console.print(f"[bold]delete[/] {escape(printable(place.root.address(path)))}", highlight=False)
+    for path in planned.raw:
+        where = escape(printable(place.root.address(path)))
+        console.print(f"[yellow]stays[/]  {where}: holds pictures that were taken down", highlight=False)
+    if dry_run:
+        console.print("dry run: nothing was deleted")
+        return
+    purge(place, planned)
+    console.print(
+        f"[bold green]purged[/] {len(planned.retired)} versions retired, {len(planned.files):,} files deleted; read "
+        f"{planned.successor}",
+        highlight=False,
+    )
 
 
 def _print_survey(surveyed: Survey, console: Console) -> None:
