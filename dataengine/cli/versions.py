@@ -59,7 +59,10 @@ def print_purge(address: str, grace_days: int, dry_run: bool, options: list[str]
         console.print(f"[bold]retire[/] {escape(place.root.address(folder))}", highlight=False)
     for path in planned.files:
         console.print(f"[bold]delete[/] {escape(printable(place.root.address(path)))}", highlight=False)
-    for path in planned.raw:
+    for part in planned.raw:
+        where = escape(place.root.address(f"{part.unit.path} {part.commit.part}"))
+        console.print(f"[bold]rewrite[/] {where}, delete its {len(part.objects)} old tars", highlight=False)
+    for path in planned.outside:
         where = escape(printable(place.root.address(path)))
         console.print(f"[yellow]stays[/]  {where}: holds pictures that were taken down", highlight=False)
     if dry_run:
@@ -67,8 +70,8 @@ def print_purge(address: str, grace_days: int, dry_run: bool, options: list[str]
         return
     purge(place, planned)
     console.print(
-        f"[bold green]purged[/] {len(planned.retired)} versions retired, {len(planned.files):,} files deleted; read "
-        f"{planned.successor}",
+        f"[bold green]purged[/] {len(planned.retired)} versions retired, {len(planned.files):,} files deleted, "
+        f"{len(planned.raw):,} raw parts written anew; read {planned.successor}",
         highlight=False,
     )
 

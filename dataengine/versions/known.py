@@ -61,10 +61,6 @@ class Known:
         within = (pl.col("kind") == IMAGE_EDGES) & pl.col("against").is_null()
         return [frame.filter(within) for step in _EDGE_STEPS for frame in self._of_run(step, "edge", "kind")]
 
-    def samples_of_run(self) -> list[pl.LazyFrame]:
-        """SAMPLE rows of the run, by source."""
-        return self._of_run("download/", "sample", "object")
-
     def _of_run(self, step: str, name: str, column: str) -> list[pl.LazyFrame]:
         """The tables `name` of steps that begin with `step`, if they have the column."""
         if self.run is None:

@@ -2,8 +2,8 @@
 
 A version is retired by `retired.json`, which readers meet before anything else; then its files go, but for what says
 that it was (claim, manifest), and for tars that a version which stays names as its own. Nothing is deleted before the
-take-down that asks for it has stood for the grace period, by the store's clock. Raw tars of runs are not rewritten:
-those that hold what was taken down are named.
+take-down that asks for it has stood for the grace period, by the store's clock. Raw parts of runs are written anew
+(`raw.py`); inputs that are read in place are their owner's, and only named.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import polars as pl
-
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.errors import InputError
 from dataengine.storage.rundir import canonical_json
 from dataengine.trainer.manifest import RETIRED
 from dataengine.versions.child import TakeDown
-from dataengine.versions.known import Known
 from dataengine.versions.place import DatasetPlace
+from dataengine.versions.raw import RawPart, raw_parts, rewrite
 from dataengine.versions.standing import Standing, read_standing
 
 _KEPT = ("claim.json", "manifest.json", RETIRED)
@@ -37,8 +35,12 @@ class Purge:
     """Name of the version to be read instead."""
     files: tuple[str, ...]
     """Objects to delete, relative to the root."""
-    raw: tuple[str, ...]
-    """Raw tars of the run, and inputs read in place, that hold pictures taken down; they stay."""
+    raw: tuple[RawPart, ...]
+    """Parts of download that are written anew, without what was taken down."""
+    keys: frozenset[str]
+    """What was taken down."""
+    outside: tuple[str, ...]
+    """Inputs read in place that hold pictures taken down; they stay."""
 
 
 def plan_purge(place: DatasetPlace, grace: timedelta, now: datetime) -> Purge:
@@ -68,15 +70,18 @@ def plan_purge(place: DatasetPlace, grace: timedelta, now: datetime) -> Purge:
         if path not in named and path.removeprefix(f"{folder}/") not in _KEPT
     ]
     successor = f"v{int(latest.manifest['version']):06d}"
-    return Purge(tuple(sorted(doomed)), successor, tuple(files), _raw(Known(latest), standing))
+    keys = frozenset(standing.listed.keys)
+    raw, outside = raw_parts(place.root, keys)
+    return Purge(tuple(sorted(doomed)), successor, tuple(files), tuple(raw), keys, tuple(sorted(outside)))
 
 
 def purge(place: DatasetPlace, planned: Purge) -> None:
-    """Retire versions, then delete files; killed in between, the same command goes on."""
+    """Retire versions, delete files, then write raw parts anew; killed in between, the same command goes on."""
     for folder in planned.retired:
         place.root.create(f"{folder}/{RETIRED}", canonical_json({"successor": planned.successor}))
     for path in planned.files:
         place.root.delete(path)
+    rewrite(planned.raw, planned.keys)
 
 
 def _check_grace(place: DatasetPlace, standing: Standing, grace: timedelta, now: datetime) -> None:
@@ -107,11 +112,3 @@ def _already_retired(place: DatasetPlace, latest: int) -> list[str]:
 def _objects(folder: str, dataset: Dataset) -> Iterator[str]:
     for file in dataset.version.files:
         yield posixpath.normpath(f"{folder}/{file.path}")
-
-
-def _raw(known: Known, standing: Standing) -> tuple[str, ...]:
-    found: set[str] = set()
-    for frame in known.samples_of_run():
-        held = frame.filter(pl.col("key").is_in(sorted(standing.listed.keys)) & pl.col("object").is_not_null())
-        found |= set(held.select("object").collect(engine="streaming")["object"])
-    return tuple(sorted(found))

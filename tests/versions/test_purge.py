@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from dataengine.analyst.dataset import open_dataset
 from dataengine.errors import InputError
 from dataengine.storage.store import Root
 from dataengine.trainer.dataset import ShardDataset
 from dataengine.versions.place import DatasetPlace
 from dataengine.versions.purge import Purge, plan_purge, purge
 from tests.emit.publishing import contents, publish
-from tests.versions.test_takedown import TINY, assert_sound, emitted, keys, read_all, request, version
+from tests.versions.test_takedown import TINY, assert_sound, emitted, keys, read_all, request, run_again, version
 
 NOTHING = timedelta(0)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -80,16 +81,31 @@ def test_a_purge_that_was_killed_goes_on(tmp_path: Path) -> None:
     request(half, keys(names[:1]))
     request(half, keys(names[-1:]))
     first = plan_purge(half, NOTHING, LATER)
-    purge(half, Purge(first.retired, first.successor, first.files[:5], first.raw))
+    purge(half, replace(first, files=first.files[:5], raw=()))
     purge(half, plan_purge(half, NOTHING, LATER))
     assert contents(half.root, "datasets/given") == contents(place.root, "datasets/given")
 
 
-def test_what_the_run_still_holds_is_named(quickstart_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(quickstart_run, tmp_path / "root")
-    place = DatasetPlace.of(f"{tmp_path}/root/datasets/quickstart", {})
+def test_raw_parts_are_written_anew(quickstart_run: Path, tmp_path: Path) -> None:
+    """Their tars hold no such picture any more, and the run goes on from what is left."""
+    root = tmp_path / "root"
+    shutil.copytree(quickstart_run, root)
+    place = DatasetPlace.of(f"{root}/datasets/quickstart", {})
     rows = emitted(place.latest())
-    request(place, keys(rows.filter(rows["source"] == "photos")["key"].to_list()[:1]))
-    raw = plan_purge(place, NOTHING, LATER).raw
-    assert any(path.endswith("raw.tar") and "/download/photos-" in path for path in raw)
-    assert len(open_dataset(place.root.address(place.folder)).ledger().collect())
+    asked = [rows.filter(rows["source"] == source)["key"][0] for source in ("photos", "archive")]
+    request(place, keys(asked))
+    planned = plan_purge(place, NOTHING, LATER)
+    assert any(path.endswith(".tar") for path in planned.outside)
+    assert planned.raw
+    old = [root / path for part in planned.raw for path in part.objects]
+    assert all(path.exists() for path in old)
+    purge(place, planned)
+    assert not any(path.exists() for path in old)
+    assert plan_purge(place, NOTHING, LATER).raw == ()
+    tars = [tar for tar in root.glob("runs/*/download/*/data/*.raw.tar") if asked[0].encode() in tar.read_bytes()]
+    assert not tars
+    later = run_again(root, quickstart_run)
+    assert_sound(later)
+    assert not set(asked) & set(emitted(later)["key"])
+    told = later.ledger().filter(pl.col("key") == asked[0]).collect().row(0, named=True)
+    assert (told["stage"], told["reason"]) == ("download", "takedown")
