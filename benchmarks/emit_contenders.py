@@ -7,6 +7,7 @@ and bytes written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -141,6 +142,14 @@ def _cp(folder: Path, out: Path) -> None:
     subprocess.run(["cp", "-r", "--reflink=never", folder / "whole", out], check=True)
 
 
+def _sha256(folder: Path, out: Path) -> None:
+    """The one hash that every published tar needs, alone: nothing that hashes a tar in one stream is faster."""
+    for path in sorted((folder / "whole").glob("*.tar")):
+        with path.open("rb") as tar:
+            hashlib.file_digest(tar, "sha256")
+        (out / path.name).touch()
+
+
 def _samples(folder: Path) -> list[dict[str, Any]]:
     """The samples in memory, as webdataset takes them."""
     samples = []
@@ -191,6 +200,7 @@ def _ray_data(folder: Path, out: Path) -> Callable[[], None]:
 
 CONTENDERS: dict[str, Callable[[Path, Path], Callable[[], None]]] = {
     "cp": lambda folder, out: lambda: _cp(folder, out),
+    "sha256 alone": lambda folder, out: lambda: _sha256(folder, out),
     "ours": lambda folder, out: lambda: _ours(folder, out),
     "ours unhashed": lambda folder, out: lambda: _ours(folder, out, hashed=False),
     "ours scattered": lambda folder, out: lambda: _ours(folder, out, scattered=True),

@@ -58,8 +58,8 @@ def _make_part(run: RunDirectory, source: str, number: int, num_parts: int) -> t
     rng = np.random.default_rng([number, SOURCES.index(source)])
     key = rng.integers(0, 256, (PART_ROWS, 16), np.uint8)
     # Parts of a table are ranges of keys.
-    leading = (rng.random(PART_ROWS) + number) / num_parts * 2**32
-    key[:, :4] = np.sort(leading).astype(">u4").view(np.uint8).reshape(-1, 4)
+    leading = (rng.random(PART_ROWS) + number) / num_parts * 2**52
+    key[:, :8] = (np.sort(leading.astype(np.uint64)) << np.uint64(12)).astype(">u8").view(np.uint8).reshape(-1, 8)
     keys, kept = hex_keys(key), rng.random(PART_ROWS) > DROPPED
     images = rng.integers(_IMAGE_BYTES // 2, _IMAGE_BYTES * 3 // 2, PART_ROWS)
     columns: dict[str, Any] = _blank(SAMPLE) | {

@@ -43,6 +43,7 @@ PUBLISHED: tuple[tuple[str, str, TableSchema], ...] = (
 )
 INTERNAL: tuple[tuple[str, str, TableSchema], ...] = (
     ("candidate", "Stage sources: one row per key.", schemas.CANDIDATE),
+    ("member", "Stage sources, of tars whose extra members are carried: row for row with candidate.", schemas.MEMBER),
     ("sample", "Stage download: one row per candidate, fetched or not.", schemas.SAMPLE),
     (
         "score",

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any, BinaryIO
 
+import numpy as np
 import xxhash
 
 from dataengine.analyst.faults import Fault
-from dataengine.storage.tar import Member, TarFault, walk
+from dataengine.storage.tar import BLOCK, Member, TarFault, walk
 
 Row = dict[str, Any]
 
@@ -27,15 +28,31 @@ def check_members(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault]
                 yield Fault(path, "members", _describe(expected), _describe(found))
                 return
     except TarFault as fault:
-        yield Fault(path, "tar", f"{3 * len(rows)} sound members", str(fault))
+        yield Fault(path, "tar", f"{sum(1 for _ in _expected_members(rows))} sound members", str(fault))
+
+
+def check_index(content: bytes, path: str, rows: list[Row]) -> Iterator[Fault]:
+    """The first of Energon's offsets (uint64, each sample's first header, and the end) that the rows do not give."""
+    starts = [row["image_offset"] - BLOCK for row in rows]
+    last = max(_expected_members(rows[-1:]), key=lambda member: member.offset, default=None)
+    expected = [*starts, last.offset + last.nbytes + -last.nbytes % BLOCK if last else 0]
+    found = np.frombuffer(content[: len(content) // 8 * 8], "<u8").tolist()
+    for number, (wanted, got) in enumerate(zip_longest(expected, found)):
+        if wanted != got or len(content) % 8:
+            yield Fault(path, f"offset of sample {number}", _number(wanted), _number(got))
+            return
 
 
 def check_hashes(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault]:
-    """Images whose bytes do not hash to the row's xxh3."""
+    """Images and extra members whose bytes do not hash to the row's xxh3."""
     for row in rows:
-        found = xxhash.xxh3_64_hexdigest(_image(file, row))
-        if found != row["xxh3"]:
-            yield Fault(f"{path}: key {row['key']}", "image xxh3", row["xxh3"], found)
+        stored = [("image", row["image_offset"], row["image_nbytes"], row["xxh3"])]
+        stored += [(name, place["offset"], place["nbytes"], place["xxh3"]) for name, place in _extras(row)]
+        for name, offset, nbytes, wanted in stored:
+            file.seek(offset)
+            found = xxhash.xxh3_64_hexdigest(file.read(nbytes))
+            if found != wanted:
+                yield Fault(f"{path}: key {row['key']}", f"{name} xxh3", wanted, found)
 
 
 def check_pictures(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault]:
@@ -65,6 +82,16 @@ def _expected_members(rows: list[Row]) -> Iterator[Member]:
     for row in rows:
         for member, suffix in (("image", row["format"]), ("txt", "txt"), ("json", "json")):
             yield Member(f"{row['key']}.{suffix}", row[f"{member}_offset"], row[f"{member}_nbytes"])
+        for name, place in _extras(row):
+            yield Member(f"{row['key']}.{name}", place["offset"], place["nbytes"])
+
+
+def _extras(row: Row) -> list[tuple[str, Any]]:
+    return list(row["extra_members"].items())
+
+
+def _number(value: int | None) -> str:
+    return "nothing" if value is None else str(value)
 
 
 def _describe(member: Member | None) -> str:

@@ -10,30 +10,37 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 
 import polars as pl
 
 from dataengine.analyst.dataset import Dataset
 from dataengine.analyst.faults import UNREADABLE, Fault, Progress
 from dataengine.analyst.table_checks import check_tables
-from dataengine.analyst.tar_checks import Row, check_hashes, check_members, check_pictures
+from dataengine.analyst.tar_checks import Row, check_hashes, check_index, check_members, check_pictures
 from dataengine.errors import DataEngineError, InputError, StorageError
+from dataengine.storage.tar import TarFault, walk
 from dataengine.trainer.manifest import PublishedFile
 
+_AT_ONCE = 8  # files: hashing holds no interpreter, and a remote store answers late
 READ_BYTES = 8 * 2**20
 SHARDS_AT_ONCE = 32  # rows of 32 shards of 8,000 samples are about 100 MB
-_COLUMNS = ("key", "shard", "format", "width", "height", "xxh3")
+_COLUMNS = ("key", "shard", "format", "width", "height", "xxh3", "extra_members")
 _PLACES = [f"{member}_{what}" for member in ("image", "txt", "json") for what in ("offset", "nbytes")]
 
 
 def verify(dataset: Dataset, *, full: bool, sample: int, progress: Progress) -> list[Fault]:
     """Every fault found, in the order of the checks.
 
-    Always checked: that all files have their size, and all tables agree. `full` hashes every file and image
-    and walks every tar; else `sample` files are hashed and `sample` tars walked with `sample` images each
-    hashed. In both cases up to `sample` pictures of each of `sample` tars are decoded.
+    Always checked: that all files have their size, that every tar begins with its first sample, and that all tables
+    agree. `full` hashes every file and image and walks every tar; else `sample` files are hashed and `sample` tars
+    walked with `sample` images each hashed. Of every tar that is walked, the index is compared with the rows. In both
+    cases up to `sample` pictures of each of `sample` tars are decoded.
     """
     faults = list(_check_files(dataset, full, sample, progress))
+    faults += _check_beginnings(dataset, progress)
     faults += check_tables(dataset, progress)
     faults += _check_tars(dataset, full, sample, progress)
     return faults
@@ -46,10 +53,35 @@ def _check_files(dataset: Dataset, full: bool, sample: int, progress: Progress) 
         if listed != shard:
             yield Fault(shard.path, "shards.parquet and manifest.json agree", str(listed), str(shard))
     hashed = set(files if full else _choose(dataset, files, sample))
-    for done, file in enumerate(files.values()):
-        progress("files", done, len(files))
-        yield from _check_file(dataset, file, file.path in hashed)
-    progress("files", len(files), len(files))
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        checked = threads.map(lambda file: list(_check_file(dataset, file, file.path in hashed)), files.values())
+        for done, faults in enumerate(checked, 1):
+            yield from faults
+            progress("files", done, len(files))
+
+
+def _check_beginnings(dataset: Dataset, progress: Progress) -> Iterator[Fault]:
+    """Tars that begin with another sample than theirs: one read each tells shards that were swapped or cut."""
+    try:
+        rows = dataset.shards().select("path", "format", "min_key").collect().to_dicts()
+    except UNREADABLE:
+        return  # the check of tables says so
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for done, fault in enumerate(threads.map(lambda row: _check_beginning(dataset, **row), rows), 1):
+            if fault is not None:
+                yield fault
+            progress("first samples", done, len(rows))
+
+
+def _check_beginning(dataset: Dataset, path: str, format: str, min_key: str) -> Fault | None:
+    wanted = f"{min_key}.{format}"
+    try:
+        with dataset.version.root.open(dataset.version.locate(path)) as file:
+            found = next(walk(file, path), None)
+    except (DataEngineError, TarFault, OSError) as error:
+        return Fault(path, "first member", wanted, str(error))
+    name = found.name if found else "end of the tar"
+    return None if name == wanted else Fault(path, "first member", wanted, name)
 
 
 def _published_shards(dataset: Dataset) -> list[PublishedFile]:
@@ -89,28 +121,41 @@ def _check_tars(dataset: Dataset, full: bool, sample: int, progress: Progress) -
         paths = dict(dataset.shards().select("shard", "path").sort("shard").collect().iter_rows())
         chosen = set(_choose(dataset, paths, sample))
         shards = [shard for shard in paths if full or shard in chosen]
-        for done, (shard, rows) in enumerate(_rows_of(dataset, shards)):
-            progress("tars", done, len(shards))
-            picked = set(_choose(dataset, [row["key"] for row in rows], sample)) if shard in chosen else set()
-            yield from _check_tar(dataset, paths[shard], rows, picked, full)
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            for batch in _rows_of(dataset, shards):
+                picked = [
+                    set(_choose(dataset, [row["key"] for row in rows], sample)) if shard in chosen else set()
+                    for shard, rows in batch
+                ]
+                check = partial(_check_tar, dataset, full)
+                names = [paths[shard] for shard, _ in batch]
+                yield from chain.from_iterable(threads.map(check, names, (rows for _, rows in batch), picked))
+                progress("tars", shards.index(batch[-1][0]), len(shards))
     except UNREADABLE as error:
         yield Fault("samples", "readable", "tables that can be read", f"{type(error).__name__}: {error}")
     else:
         progress("tars", len(shards), len(shards))
 
 
-def _rows_of(dataset: Dataset, shards: Sequence[str]) -> Iterator[tuple[str, list[Row]]]:
-    """(shard, its rows in order) for each of `shards`, some shards' rows in memory at a time."""
+def _rows_of(dataset: Dataset, shards: Sequence[str]) -> Iterator[list[tuple[str, list[Row]]]]:
+    """(shard, its rows in order) for each of `shards`, as many together as may be in memory at a time."""
     for first in range(0, len(shards), SHARDS_AT_ONCE):
         batch = shards[first : first + SHARDS_AT_ONCE]
         asked = dataset.samples().filter(pl.col("shard").is_in(batch)).sort("shard", "index_in_shard")
         rows = asked.select(*_COLUMNS, *_PLACES).collect().partition_by("shard", as_dict=True)
-        for shard in batch:
-            yield shard, rows[(shard,)].to_dicts() if (shard,) in rows else []
+        yield [(shard, rows[(shard,)].to_dicts() if (shard,) in rows else []) for shard in batch]
 
 
-def _check_tar(dataset: Dataset, path: str, rows: list[Row], picked: set[str], full: bool) -> Iterator[Fault]:
+def _check_tar(dataset: Dataset, full: bool, path: str, rows: list[Row], picked: set[str]) -> list[Fault]:
+    return list(_tar_faults(dataset, full, path, rows, picked))
+
+
+def _tar_faults(dataset: Dataset, full: bool, path: str, rows: list[Row], picked: set[str]) -> Iterator[Fault]:
     some = [row for row in rows if row["key"] in picked]
+    try:
+        yield from check_index(dataset.version.root.get(dataset.version.locate(f"{path}.idx")), f"{path}.idx", rows)
+    except (DataEngineError, OSError) as error:
+        yield Fault(f"{path}.idx", "readable", f"the places of {len(rows)} samples", str(error))
     try:
         with dataset.version.root.open(dataset.version.locate(path)) as file:
             yield from check_members(file, path, rows)

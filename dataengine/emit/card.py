@@ -38,7 +38,7 @@ dataset = webdataset.WebDataset(urls, nodesplitter=webdataset.split_by_node, sha
 | open_clip | both lines of `train_data.txt`: `--train-data`, `--train-data-upsampling-factors` |
 | Megatron-Energon | this folder (`.nv-meta`); `metadataset.yaml` for the mixture of its sources |
 | wids | `<source>/wids-meta.json` |
-| Hugging Face datasets | this folder: `load_dataset(".")`; by image format (`load_dataset(".", "jpg")`) if there are several |
+| Hugging Face datasets | this folder: `load_dataset(".")`, or `load_dataset(".", "jpg")` where formats are several |
 | Polars, DuckDB | `samples/*.parquet`, `ledger/*.parquet` (why each row was kept or dropped), `stats/*.parquet` |
 """
 

@@ -1,9 +1,9 @@
 """The small files that let other readers open the same tars: one table of shards in, path → bytes out.
 
 webdataset and wids (SANA) take URL lists, open_clip takes `sizes.json` beside the shards and one `::` string,
-Megatron-Energon takes `.nv-meta`, `.tar.idx` and, for the mixture, `metadataset.yaml`. Paths within a file are relative to the folder of that file,
-but for `.nv-meta`, whose names are relative to the dataset version, as Energon wants. Nothing here opens a
-tar.
+Megatron-Energon takes `.nv-meta`, `.tar.idx` and, for the mixture, `metadataset.yaml`. Paths within a file are relative
+to the folder of that file, but for `.nv-meta`, whose names are relative to the dataset version, as Energon wants.
+Nothing here opens a tar.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -50,7 +52,7 @@ def test_a_sound_version_has_no_faults(published: Path, full: bool, sample: int)
 def test_progress_counts_to_the_end(published: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     verify(open_dataset(published), full=True, sample=1, progress=lambda *step: seen.append(step))
-    assert {what for what, done, total in seen if done == total} == {"files", "tables", "tars"}
+    assert {what for what, done, total in seen if done == total} == {"files", "first samples", "tables", "tars"}
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -193,3 +195,45 @@ def test_a_table_without_a_column_is_found(version: Path) -> None:
 def test_what_is_sampled_follows_from_the_version(version: Path) -> None:
     (version / "alpha/alpha-000000.tar").write_bytes(b"")
     assert faults_of(version, full=False, sample=2) == faults_of(version, full=False, sample=2)
+
+
+@pytest.mark.parametrize(("full", "sample"), [(True, 0), (False, 0)])
+def test_swapped_shards_are_named(version: Path, full: bool, sample: int) -> None:
+    """Tars of one size, each where the other belongs: without a hash, their first samples tell."""
+    first, second = (version / f"alpha/alpha-00000{number}.tar" for number in (0, 1))
+    contents = [path.read_bytes().ljust(30_720, b"\0") for path in (first, second)]
+    for path, content in zip((first, second), contents, strict=True):
+        path.write_bytes(content)
+    shards = pq.read_table(version / "shards.parquet").to_pylist()
+    for row in shards[:2]:
+        row["nbytes"] = 30_720
+        row["sha256"] = hashlib.sha256((version / row["path"]).read_bytes()).hexdigest()
+    write_table(version / "shards.parquet", SHARDS, shards)
+    write_manifest(version)
+    assert faults_of(version, full=full, sample=sample) == []
+    for path, content in zip((second, first), contents, strict=True):
+        path.write_bytes(content)
+    wanted = {(f"alpha/alpha-00000{number}.tar", "first member") for number in (0, 1)}
+    found = named(faults_of(version, full=full, sample=sample))
+    assert wanted <= found
+    assert all(fault.startswith(("alpha/alpha-000000.tar", "alpha/alpha-000001.tar")) for fault, _ in found)
+    assert not full or {(path, check) for path, _ in wanted for check in ("sha256", "members")} <= found
+
+
+def test_an_index_that_points_elsewhere_is_named(version: Path) -> None:
+    index = version / "beta/beta-000000.tar.idx"
+    offsets = np.frombuffer(index.read_bytes(), "<u8").copy()
+    offsets[2] += 512
+    index.write_bytes(offsets.tobytes())
+    write_manifest(version)
+    (fault,) = faults_of(version)
+    assert (fault.object, fault.check) == ("beta/beta-000000.tar.idx", "offset of sample 2")
+    assert int(fault.found) - int(fault.expected) == 512
+
+
+def test_an_index_that_ends_early_is_named(version: Path) -> None:
+    index = version / "beta/beta-000000.tar.idx"
+    index.write_bytes(index.read_bytes()[:-8])
+    write_manifest(version)
+    (fault,) = faults_of(version)
+    assert (fault.check, fault.found) == ("offset of sample 6", "nothing")

@@ -25,10 +25,9 @@ def main() -> None:
     os.chdir(version)  # paths of train_data.txt are relative to the version
     with open("train_data.txt") as file:
         urls, factors = file.read().splitlines()
-    arguments = parse_args(
-        ["--train-data", urls, "--train-data-upsampling-factors", factors, "--val-data", urls]
-        + ["--dataset-type", "webdataset", "--dataset-resampled", "--batch-size", "8", "--workers", "1"]
-    )
+    options = ["--dataset-type", "webdataset", "--dataset-resampled", "--batch-size", "8", "--workers", "1"]
+    options += ["--train-data", urls, "--train-data-upsampling-factors", factors, "--val-data", urls]
+    arguments = parse_args(options)
     arguments.world_size, arguments.rank, arguments.distributed = 1, 0, False
     arguments.val_num_samples = get_dataset_size(urls)[0]
     print(json.dumps({"num_samples": arguments.val_num_samples}))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.errors import CorruptObject
 from dataengine.storage import located
-from dataengine.storage.located import Place, places_of, read_located
+from dataengine.storage.located import LocatedReads, Place, places_of, read_located
 from dataengine.storage.store import Root
 
 NUM_BYTES = 300_000
@@ -74,3 +78,28 @@ def test_an_object_that_ends_early_is_named(root: Root) -> None:
 def test_places_come_from_columns() -> None:
     columns: dict[str, list[object]] = {"object": ["x", None], "offset": [3, None], "nbytes": [4, None]}
     assert places_of(columns) == [("x", 3, 4), None]
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 90_000), st.integers(0, 3000)), max_size=40))
+def test_views_are_filled_in_any_order(drawn: list[tuple[int, int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        contents = [np.random.default_rng(number).bytes(100_000) for number in range(2)]
+        for number, content in enumerate(contents):
+            (Path(folder) / f"{number}").write_bytes(content)
+        places = [(str(number), offset, nbytes) for number, offset, nbytes in drawn]
+        views = [memoryview(bytearray(nbytes)) for _, _, nbytes in places]
+        checked: list[int] = []
+        with LocatedReads(Root(folder), is_local=True) as reads:
+            reads.begin(places, views, checked.append)()
+        assert [bytes(view) for view in views] == [contents[n][o : o + size] for n, o, size in drawn]
+        assert sorted(checked) == list(range(len(places)))
+
+
+def test_what_a_check_raises_the_wait_raises(tmp_path: Path) -> None:
+    (tmp_path / "0").write_bytes(bytes(10))
+
+    def refuse(_: int) -> None:
+        raise CorruptObject("not these bytes")
+
+    with LocatedReads(Root(str(tmp_path)), is_local=True) as reads, pytest.raises(CorruptObject, match="not these"):
+        reads.begin([("0", 0, 5)], [memoryview(bytearray(5))], refuse)()

@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -214,3 +215,19 @@ def test_a_fault_travels_between_processes() -> None:
 )
 def test_split_name(name: str, key: str, extension: str) -> None:
     assert tar.split_name(name) == (key, extension)
+
+
+NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=100)
+
+
+@given(st.lists(st.tuples(NAMES, st.integers(0, tar.MAX_MEMBER_BYTES - 1)), max_size=20))
+def test_many_headers_are_each_one_of_header(members: list[tuple[str, int]]) -> None:
+    names, sizes = [name for name, _ in members], [nbytes for _, nbytes in members]
+    found = tar.headers(np.array(names, np.bytes_), np.array(sizes, np.int64))
+    assert [block.tobytes() for block in found] == [tar.header(name, nbytes) for name, nbytes in members]
+
+
+@pytest.mark.parametrize(("name", "nbytes"), [(b"", 1), (b"a" * 101, 1), (b"\xc3\xbc", 1), (b"a", -1), (b"a", 8**11)])
+def test_headers_refuse_what_header_refuses(name: bytes, nbytes: int) -> None:
+    with pytest.raises(ValueError, match="a member"):
+        tar.headers(np.array([b"fine", name]), np.array([1, nbytes]))
