@@ -253,7 +253,7 @@ LEDGER = TableSchema(
             column(
                 "survivor_key",
                 pa.string(),
-                "the duplicate it yields to: emitted, or left out by balance alone",
+                "the duplicate it yields to: emitted, or left out by balance or a take-down alone",
                 nullable=True,
             ),
             column("similarity", pa.float32(), "to the survivor", nullable=True),

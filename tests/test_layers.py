@@ -28,7 +28,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(STAGES, 4),
     "trainer": 4, "testing": 4,
     "engine": 5, "analyst": 5, "pipeline": 5,
-    "job": 6,
+    "job": 6, "versions": 6,
     "cli": 7,
     "__main__": 8,
 }  # fmt: skip

@@ -118,8 +118,8 @@ def _check_ledger(dataset: Dataset) -> Iterator[Fault]:
     unexplained = ledger.filter((pl.col("state") == "dropped") & pl.col("reason").is_null()).select("key")
     yield from _stray("ledger", "emitted rows are samples", emitted.join(keys, on="key", how="anti"))
     yield from _stray("samples", "samples are emitted rows of the ledger", keys.join(emitted, on="key", how="anti"))
-    # Balance and caps come after duplicates: they may leave out a survivor, but nothing else may.
-    left_out = (pl.col("reason") == "balance") | pl.col("reason").str.starts_with("cap_")
+    # Balance, caps and take-downs come after duplicates: they may leave out a survivor, but nothing else may.
+    left_out = pl.col("reason").is_in(["balance", "takedown"]) | pl.col("reason").str.starts_with("cap_")
     left = ledger.filter((pl.col("state") == "emitted") | left_out).select("key")
     yield from _stray("ledger", "survivors are left", survivors.unique().join(left, on="key", how="anti"))
     yield from _stray("ledger", "states are emitted or dropped", odd)

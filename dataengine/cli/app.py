@@ -226,6 +226,50 @@ def caption_set(
     print_caption_set(config, files, to, column, overrides)
 
 
+@app.command()
+def takedown(
+    dataset: DatasetAddress,
+    entries: Annotated[
+        Path | None, typer.Option("--list", help="TXT (one entry a line) or CSV: url, domain, key, sha256, phash.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="What the ledger says of each sample besides the entry.")] = "",
+    max_phash_distance: Annotated[
+        int, typer.Option(help="Bits in which perceptual hashes of copies may differ.", min=0, max=32)
+    ] = 4,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Retire versions that hold what was taken down; delete their files.")
+    ] = False,
+    grace_days: Annotated[int, typer.Option(help="With --purge: days that a take-down must have stood.", min=0)] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Publish a version without what a list names, nor its copies, and keep it out of every later run.
+
+    Only shards that hold any of it are written anew. Example:
+    [bold]dataengine takedown s3://bucket/openuni/datasets/openuni --list gone.csv --reason "request 4711"[/bold]
+    """
+    from dataengine.cli.versions import print_purge, print_takedown
+
+    if (entries is None) != purge:
+        raise typer.BadParameter("give --list to take something down, or --purge to delete what was; one of the two")
+    if entries is None:
+        print_purge(dataset, grace_days, dry_run, options)
+        return
+    print_takedown(dataset, entries, reason, max_phash_distance, dry_run, options)
+
+
+@app.command()
+def materialize(
+    version: DatasetAddress,
+    directory: Annotated[str, typer.Argument(help="An empty or new folder, or a URL.", show_default=False)],
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Make a whole folder of a version that needs nothing of its parents: hard links, or copies within the store."""
+    from dataengine.cli.versions import print_materialize
+
+    print_materialize(version, directory, options)
+
+
 ENGINE_HINT = "install dataengine[engine,cpu], or [engine,gpu] for FAISS on GPUs"
 
 

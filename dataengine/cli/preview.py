@@ -21,7 +21,7 @@ from dataengine.errors import ConfigError, InputError, MissingObject
 from dataengine.job import survey_job
 from dataengine.select.pool import Pool
 from dataengine.select.question import Question
-from dataengine.select.reading import Reader, read_lines, rule_files
+from dataengine.select.reading import TAKEDOWN, Reader, read_lines, rule_files, under_takedowns
 from dataengine.select.selection import Decision, Selector
 from dataengine.select.stage import Select
 from dataengine.select.summary import Yield, count_reasons, difference, overlap, yield_of, yields
@@ -47,11 +47,13 @@ def print_preview(path: Path, overrides: list[str], sweeps: list[str], plots: Pa
     started = time.monotonic()
     config = load_config(path, overrides)
     run = _open(config)
+    files = rule_files(run.reader.inputs.root, config.select)
+    config = config.model_copy(update={"select": under_takedowns(config.select, files)})
     planned = [plan_sweep(config.select, text) for text in sweeps]
     configs = [config.select, *(variant for sweep in planned for variant in sweep.configs)]
     for variant in configs:
         _check(config, variant)
-    lines = read_lines(run.reader.inputs.root, rule_files(run.reader.inputs.root, config.select))
+    lines = read_lines(run.reader.inputs.root, files)
     plotted = _plotted(run.step) if plots is not None else []
     question = Question.ask(configs, run.step.columns, lines, also=["num_rows", *plotted])
     pool = run.reader.pool(question, with_evidence=False)
@@ -98,9 +100,11 @@ def _last_selection(run: RunDirectory) -> Commit | None:
 
 
 def _check(config: RunConfig, select: SelectConfig) -> None:
-    """Whether the run may be asked for with `select` in the place of its own. Raises ConfigError."""
+    """Whether the run may be asked for with `select`, take-downs aside, in the place of its own. Raises ConfigError."""
+    asked = select.model_dump()
+    asked["rules"].pop(TAKEDOWN, None)
     try:
-        RunConfig.model_validate(config.model_dump() | {"select": select.model_dump()})
+        RunConfig.model_validate(config.model_dump() | {"select": asked})
     except ValidationError as error:
         raise ConfigError(f"--sweep: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 

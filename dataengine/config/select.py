@@ -13,7 +13,7 @@ ColumnName = Annotated[str, Field(min_length=1)]
 RULE_TAG = "rule:"
 """Begins the step of an error's location that says which kind a rule is of."""
 
-OWN_REASONS = ("balance", "contaminated", "duplicate_caption", "duplicate_image", "duplicate_pair")
+OWN_REASONS = ("balance", "contaminated", "duplicate_caption", "duplicate_image", "duplicate_pair", "takedown")
 """Reasons that select gives by itself, besides `no_<column>` and `cap_<column>`."""
 
 
@@ -79,7 +79,8 @@ class CaptionRule(Config):
 
 class BlocklistRule(Config):
     """What must not be published, from files of one entry a line: a domain (with all below it), a SHA-256 of fetched
-    bytes (64 hex characters) or a perceptual hash (16). Lines that begin with # say nothing."""
+    bytes (64 hex characters) or a perceptual hash (16); or `key`, `url`, `domain`, `sha256`, `pixels` or `phash` and an
+    entry of that kind. Lines that begin with # say nothing."""
 
     blocklist: Annotated[tuple[FilePattern, ...], Field(min_length=1)]
     """The files; `{root}` stands for the run's root."""

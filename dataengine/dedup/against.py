@@ -43,6 +43,8 @@ def fingerprints(root: Root, addresses: tuple[str, ...]) -> dict[str, str]:
             raise InputError(
                 f"dedup.against: {root.address(address)}: no such manifest; name that of a published version"
             ) from error
+        if root.exists(f"{address.rpartition('/')[0]}/retired.json"):
+            raise InputError(f"dedup.against: {root.address(address)}: was retired; name a later version")
     return found
 
 

@@ -111,7 +111,7 @@ class PublishCaptions(Step):
         for name, item in sorted(inputs.commit("dedup/signatures").objects.items()):
             bands = open_bands(inputs.root, item.path, spec)
             path = f"{folder}/captions/{part.name}.{name}"
-            outputs.slices(name, BAND_ROWS, list(_kept_records(bands, stays)), {"spec": spec}, path=path)
+            outputs.slices(name, BAND_ROWS, list(kept_records(bands, stays)), {"spec": spec}, path=path)
 
 
 def _smallest_keys(kept: pa.Table) -> pa.Table:
@@ -131,7 +131,7 @@ def _published(rows: pa.Table, emitted: pa.Table) -> tuple[NDArray[np.bool_], pa
     )
 
 
-def _kept_records(bands: SlicedObject, stays: NDArray[np.bool_]) -> Iterator[pa.Table]:
+def kept_records(bands: SlicedObject, stays: NDArray[np.bool_]) -> Iterator[pa.Table]:
     """The records of rows that stay, slot by slot, numbered anew."""
     numbers = (np.cumsum(stays) - 1).astype(np.uint32)
     for batch in bands.batches(BAND_ROWS, 0, NUM_SLOTS):

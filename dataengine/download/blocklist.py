@@ -1,8 +1,9 @@
 """What must not be stored: the entries of block-lists in, the entry that forbids a URL or some bytes out.
 
-An entry is a domain (with everything below it), a URL, or an MD5, SHA-1 or SHA-256 in hex, told by their form. Hashes
-are kept as bytes, a fifth of the memory of their text. Perceptual distance is no matter of this list: it is judged
-over scores, when rows are selected. It knows no files.
+An entry is a domain (with everything below it), a URL, or an MD5, SHA-1 or SHA-256 in hex, told by their form, or with
+its kind before it, as in take-downs (`url http://...`). Hashes are kept as bytes, a fifth of the memory of their text.
+Keys, pixels and perceptual distance are no matter of this list: they are judged when rows are selected, and lines of
+these kinds say nothing here. It knows no files.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Blocklist:
 
     def add(self, entry: str) -> None:
         """Take in one line; blank ones and those that start with # say nothing. Raises BadEntry."""
-        text = entry.strip()
+        text = _bare(entry.strip())
         lower = text.lower()
         if not text or text.startswith("#"):
             return
@@ -81,6 +82,14 @@ def parse_blocklist(lines: Iterable[str], where: str, into: Blocklist) -> None:
             into.add(line)
         except BadEntry as error:
             raise BadEntry(f"{where}, line {number}: {error}") from error
+
+
+def _bare(text: str) -> str:
+    """A line without the word that tells its kind; empty for kinds that are judged later."""
+    kind, _, value = text.partition(" ")
+    if kind in ("url", "domain", "sha256"):
+        return value.strip()
+    return "" if kind in ("key", "pixels", "phash") else text
 
 
 def _plain(url: str) -> str:

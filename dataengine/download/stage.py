@@ -25,6 +25,7 @@ from dataengine.storage.inputs import content_fingerprint, find_files
 from dataengine.storage.rundir import Commit, Part
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_table
+from dataengine.storage.takedowns import standing_lists
 
 _NEEDED = ["key", "url", "expected_hash", "fault", "detail", "object", "offset", "nbytes"]
 
@@ -97,12 +98,13 @@ def _with_hosts(config: DownloadConfig, hosts: Mapping[str, str]) -> DownloadCon
 
 
 def load_blocklist(root: Root, patterns: Sequence[str]) -> Blocklist:
-    """The entries of all files that `patterns` name.
+    """The entries of all files that `patterns` name, and of the root's standing take-downs.
 
     Raises InputError for a file that is not there, and for a line that is no entry.
     """
     files = find_files(root, patterns, "download.blocklists") if patterns else []
-    return _read_blocklist(root, tuple((path, content_fingerprint(root, path)) for path in files))
+    fingerprints = [(path, content_fingerprint(root, path)) for path in files]
+    return _read_blocklist(root, (*standing_lists(root).items(), *fingerprints))
 
 
 @functools.lru_cache(maxsize=2)  # parsed once per process, not per part: a list may hold millions

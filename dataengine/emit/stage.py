@@ -25,7 +25,7 @@ from dataengine.emit.buckets import nearest_bucket
 from dataengine.emit.plan import Kept, Pure, ShardPlan, plan_shards, split_rows
 from dataengine.emit.shard import MEMBERS
 from dataengine.emit.versions import claim_version, version_path
-from dataengine.errors import LedgerError
+from dataengine.errors import LedgerError, TryAgainError
 from dataengine.schemas import (
     CANDIDATE,
     EXTRA_MEMBERS,
@@ -38,6 +38,7 @@ from dataengine.schemas import (
 )
 from dataengine.storage.rundir import Part, Plan, canonical_json
 from dataengine.storage.tables import read_table
+from dataengine.storage.takedowns import standing_lists
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +105,7 @@ class PlanShards(Step):
         plan = described.hexdigest()
         outputs.rows_in = outputs.rows_out = sum(shard.num_samples for shard in shards)
         outputs.facts |= {
-            "version": (version := claim_version(inputs.root, self.dataset, plan)),
+            "version": (version := claim_version(inputs.root, self.dataset, plan, partial(_refuse_unseen, inputs))),
             "folder": version_path(self.dataset, version),
             "plan": plan,
             "shards": [asdict(shard) for shard in shards],
@@ -141,6 +142,17 @@ class PlanShards(Step):
         for batch in rows.to_batches():
             content.update(memoryview(batch.serialize()))
         return content.digest(), split_rows(rows)
+
+
+def _refuse_unseen(inputs: Inputs) -> None:
+    """Raises TryAgainError when something was taken down since rows were selected: it would be published again."""
+    (selected,) = inputs.commits("select/selection")
+    unseen = [path for path, sha256 in standing_lists(inputs.root).items() if selected.reads.get(path) != sha256]
+    if unseen:
+        raise TryAgainError(
+            f"{inputs.root.address(unseen[0])}: taken down while this run was selecting; nothing was published. Run "
+            "the same command again"
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ written again. Which shard holds which rows is noted beside the versions, by the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from dataengine.errors import CorruptObject, MissingObject
@@ -20,13 +20,15 @@ def version_path(dataset: str, version: int) -> str:
     return f"datasets/{dataset}/v{version:06d}"
 
 
-def claim_version(root: Root, dataset: str, plan: str) -> int:
+def claim_version(root: Root, dataset: str, plan: str, check: Callable[[], None] = lambda: None) -> int:
     """The version that belongs to the plan with hash `plan`.
 
-    The same plan joins the version it claimed before; another plan takes the next number. Gaps are legal.
+    The same plan joins the version it claimed before; another plan takes the next number. Gaps are legal. `check` is
+    called before each number is asked for, and may raise: it sees whatever those who claimed the numbers below saw.
     """
     version, claim = 1, canonical_json({"plan": plan})
     while True:
+        check()
         if root.create(f"{version_path(dataset, version)}/claim.json", claim) == claim:
             return version
         version += 1

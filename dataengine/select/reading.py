@@ -24,11 +24,14 @@ from dataengine.storage.inputs import find_files
 from dataengine.storage.rundir import Commit
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_table
+from dataengine.storage.takedowns import standing_lists
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_STEPS = ("dedup/classes", "dedup/caption-classes")
+TAKEDOWN = "takedown"
+"""The rule that stands before all others where something was taken down, and its reason."""
 _PARTS_AT_ONCE = 32
 
 
@@ -37,15 +40,28 @@ def cells_step(source: str) -> str:
     return f"dedup/cells.{source}"
 
 
+def under_takedowns(config: SelectConfig, files: Mapping[str, Sequence[str]]) -> SelectConfig:
+    """`config` with the take-downs among `files` (as `rule_files` gives them) as its first rule."""
+    if TAKEDOWN not in files:
+        return config
+    rule = BlocklistRule(blocklist=tuple(files[TAKEDOWN]))
+    return config.model_copy(update={"rules": {TAKEDOWN: rule, **config.rules}})
+
+
 def rule_files(root: Root, config: SelectConfig) -> dict[str, list[str]]:
-    """The files that rules refer to, by rule. Raises InputError when one is absent."""
+    """The files that rules refer to, by rule, and the root's standing take-downs as `takedown`.
+
+    Raises InputError when one is absent.
+    """
     patterns = {}
     for name, rule in config.rules.items():
         if isinstance(rule, BlocklistRule):
             patterns[name] = rule.blocklist
         elif isinstance(rule, CaptionRule) and rule.require_any_of:
             patterns[name] = rule.require_any_of
-    return {name: find_files(root, globs, f"select.rules.{name}") for name, globs in patterns.items()}
+    standing = list(standing_lists(root))
+    found = {TAKEDOWN: standing} if standing else {}
+    return found | {name: find_files(root, globs, f"select.rules.{name}") for name, globs in patterns.items()}
 
 
 def read_lines(root: Root, files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -105,12 +105,10 @@ def _compile(name: str, rule: Rule, columns: Mapping[str, pl.DataType], lines: S
         column = caption_column(rule.caption)
         require_column(column, columns, where)
         return RowRule(name, where, (column,), texts.caption_condition(rule, column, lines, where), rule.if_null)
-    for column in blocklist.COLUMNS:
-        require_column(column, columns, where)
     listed = blocklist.parse_lines(lines, where)
-    return RowRule(
-        name, where, blocklist.COLUMNS, blocklist.blocklist_condition(listed, rule.max_phash_distance), "drop"
-    )
+    for column in listed.columns:
+        require_column(column, columns, where)
+    return RowRule(name, where, listed.columns, blocklist.blocklist_condition(listed, rule.max_phash_distance), "drop")
 
 
 def caption_column(name: str) -> str:

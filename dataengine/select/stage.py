@@ -16,11 +16,12 @@ from dataengine.select.balance import Mixture
 from dataengine.select.columns import Columns
 from dataengine.select.pool import Block, Pool
 from dataengine.select.question import Question
-from dataengine.select.reading import Reader, cells_step, read_lines, rule_files
+from dataengine.select.reading import TAKEDOWN, Reader, cells_step, read_lines, rule_files, under_takedowns
 from dataengine.select.selection import Decision, Selector
 from dataengine.select.verdicts import Merged, donors_and_heirs, merge_captions, num_by_reason, selection_table
 from dataengine.storage.inputs import content_fingerprint
 from dataengine.storage.rundir import Part, Plan
+from dataengine.storage.takedowns import standing_lists
 
 _WRITERS = 8
 """Parts written at once: a store takes milliseconds to make one safe, in which others are encoded."""
@@ -72,6 +73,8 @@ class Select(Step):
     def plan(self, context: PlanContext) -> Plan:
         files = rule_files(context.root, self.config)
         reads = {path: content_fingerprint(context.root, path) for paths in files.values() for path in paths}
+        standing = standing_lists(context.root)
+        reads |= {path: standing[path] for path in files.get(TAKEDOWN, ())}
         return Plan((Part("part-000000", {"files": files, "reads": reads} if files else {}),), reads)
 
     def reader(self, inputs: Inputs, num_threads: int) -> Reader:
@@ -79,11 +82,12 @@ class Select(Step):
         return Reader(inputs, self.sources, self.columns, self.edge_steps, num_threads)
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        lines = read_lines(inputs.root, part.spec.get("files", {}))
-        question = Question.ask([self.config], self.columns, lines)
+        files = part.spec.get("files", {})
+        config = under_takedowns(self.config, files)
+        question = Question.ask([config], self.columns, read_lines(inputs.root, files))
         reader = self.reader(inputs, machine.num_threads)
         pool = reader.pool(question)
-        decision = Selector(pool, reader.duplicates(pool, question), self.seed).decide(self.config, question.rules[0])
+        decision = Selector(pool, reader.duplicates(pool, question), self.seed).decide(config, question.rules[0])
         merged = self._merged(decision, pool, reader)
 
         def write(blocks: Sequence[Block]) -> None:

@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,6 +86,32 @@ class LocalBackend:
             finally:
                 aside.unlink(missing_ok=True)
             _sync_folder(file.parent)
+
+    def copy(self, source: str, path: str) -> None:
+        file, original = self._base / path, self._base / source
+        with _faults(original):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(original, file)
+            except FileExistsError:
+                return  # of an attempt before: equal paths hold equal bytes
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                    raise
+            else:
+                _sync_folder(file.parent)
+                return
+        with _faults(original), original.open("rb") as stream, self.writer(path) as copied:
+            shutil.copyfileobj(stream, copied)
+
+    def delete(self, path: str) -> None:
+        with _faults(self._base / path):
+            (self._base / path).unlink(missing_ok=True)
+
+    def modified(self, path: str) -> datetime | None:
+        if self.size(path) is None:
+            return None
+        return datetime.fromtimestamp((self._base / path).stat().st_mtime, UTC)
 
     def size(self, path: str) -> int | None:
         with _faults(self._base / path):

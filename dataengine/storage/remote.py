@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -98,6 +98,24 @@ class RemoteBackend:
                 del stream
                 raise
             stream.close()
+
+    def copy(self, source: str, path: str) -> None:
+        with self._faults(source):
+            obstore.copy(self._store, source, path)
+
+    def delete(self, path: str) -> None:
+        with self._faults(path):
+            try:
+                obstore.delete(self._store, path)
+            except _ABSENT:
+                return
+
+    def modified(self, path: str) -> datetime | None:
+        with self._faults(path):
+            try:
+                return obstore.head(self._store, path)["last_modified"]
+            except _ABSENT:
+                return None
 
     def size(self, path: str) -> int | None:
         with self._faults(path):

@@ -12,6 +12,7 @@ import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -30,6 +31,9 @@ class Backend(Protocol):
     def put(self, path: str, content: bytes) -> None: ...
     def create(self, path: str, content: bytes) -> bytes: ...
     def writer(self, path: str) -> AbstractContextManager[BinaryIO]: ...
+    def copy(self, source: str, path: str) -> None: ...
+    def delete(self, path: str) -> None: ...
+    def modified(self, path: str) -> datetime | None: ...
     def size(self, path: str) -> int | None: ...
     def fingerprint(self, path: str) -> str | None: ...
     def list(self, prefix: str) -> list[str]: ...
@@ -79,6 +83,29 @@ class Root:
         """A stream into a new object that appears whole when the `with` block ends, or not at all."""
         backend, inner = self._locate(path)
         return HashingWriter(backend.writer(inner))
+
+    def copy(self, source: str, path: str) -> None:
+        """Let `path` hold what `source` holds: by a hard link or within the store where it can, else byte by byte.
+
+        Neither object may ever change. Raises MissingObject when `source` is absent.
+        """
+        (backend, inner), (other, target) = self._locate(source), self._locate(path)
+        if backend is other:
+            backend.copy(inner, target)
+            return
+        with self.open(source) as stream, self.writer(path) as writer:
+            while piece := stream.read(READ_AHEAD_BYTES):
+                writer.write(piece)
+
+    def delete(self, path: str) -> None:
+        """Remove the object for good; nothing happens when it is not there. For purges alone."""
+        backend, inner = self._locate(path)
+        backend.delete(inner)
+
+    def modified(self, path: str) -> datetime | None:
+        """When the object was stored, by the store's own clock, in UTC; None when it is not there."""
+        backend, inner = self._locate(path)
+        return backend.modified(inner)
 
     def open(self, path: str) -> BinaryIO:
         """A seekable, buffered reader of the object."""

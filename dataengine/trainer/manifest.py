@@ -20,6 +20,8 @@ from dataengine.storage.store import Root
 
 FORMAT = "dataengine-dataset/1"
 MANIFEST = "manifest.json"
+RETIRED = "retired.json"
+"""Lies beside the manifest of a version whose files were deleted, and names the one to be read instead."""
 MAX_VERSION_GAP = 16  # numbers that were claimed and never published, in a row, before a search gives up
 _COUNTS = ("num_samples", "num_draws", "num_shards")
 
@@ -72,7 +74,7 @@ class Version:
 def open_version(address: str | Path, options: Mapping[str, str] | None = None) -> Version:
     """The version at `address`: a manifest.json, a version folder, or a dataset folder (the latest version).
 
-    Raises InputError when there is none, saying what was looked for, or when its format is unknown.
+    Raises InputError when there is none, saying what was looked for, when it was retired, or of unknown format.
     """
     url, root_options = str(address).rstrip("/"), tuple(sorted((options or {}).items()))
     if url.rpartition("/")[2] == MANIFEST:
@@ -111,6 +113,7 @@ def _read(folder: Root, missing: str) -> bytes:
 
 def _parse(root: Root, content: bytes) -> Version:
     where = root.address(MANIFEST)
+    _refuse_retired(root)
     try:
         manifest = json.loads(content)
         found = manifest["format"]
@@ -125,6 +128,19 @@ def _parse(root: Root, content: bytes) -> Version:
             f"{where}: not a dataset manifest ({type(error).__name__}: {error}); wanted {FORMAT!r} JSON"
         ) from error
     return Version(root, manifest, hashlib.sha256(content).hexdigest(), files)
+
+
+def _refuse_retired(root: Root) -> None:
+    try:
+        record = json.loads(root.get(RETIRED))
+        successor = record["successor"]
+    except MissingObject:
+        return
+    except (ValueError, KeyError, TypeError):
+        successor = "a later version"
+    raise InputError(
+        f"{root.url}: was retired: samples of it were taken down and its files deleted; read {successor} instead"
+    )
 
 
 def _check_sections(manifest: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dataengine.config.select import SelectConfig
 from dataengine.errors import ConfigError
+from dataengine.select.blocklist import blocklist_condition, parse_lines
 from dataengine.select.rules import Compiled, compile_rules
 from tests.select.choosing import judged
 
@@ -223,3 +224,32 @@ def test_blocklists(lines: list[str], distance: int, wanted: list[int]) -> None:
 def test_what_no_blocklist_can_hold_is_refused_by_line(line: str) -> None:
     with pytest.raises(ConfigError, match=r"select\.rules\.only, line 2"):
         judged(BLOCKED, {"only": {"blocklist": ["list.txt"]}}, {"only": ["# list", line]})
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        (["phash ffff00000000ffff 4"], [0, 0, 1, 1, 1]),
+        (["phash ffff00000000ffff"], [0, 1, 1, 1, 1]),
+        (["url http://BAD.example:80/x#top"], [0, 1, 1, 1, 1]),
+        (["url http://fine.test/"], [1, 0, 1, 1, 1]),
+        (["url mailto:x"], [1, 1, 1, 1, 0]),
+        (["sha256 " + "AB" * 32 + " # why"], [1, 0, 1, 1, 1]),
+        (["domain bad.example"], [0, 1, 0, 1, 1]),
+        (["key " + "0a" * 16], [1, 1, 0, 1, 1]),
+        (["pixels " + "cd" * 16], [1, 1, 1, 0, 1]),
+    ],
+)
+def test_lines_that_tell_their_kind(lines: list[str], wanted: list[int]) -> None:
+    rows = BLOCKED.with_columns(
+        key=pl.Series(["1", "2", "0a" * 16, "4", "5"]), pixel_hash=pl.Series([None, None, None, "cd" * 16, None])
+    )
+    listed = parse_lines(lines, "list.txt")
+    found = rows.select(blocklist_condition(listed, 0)).to_series().to_list()
+    assert found == [bool(flag) for flag in wanted]
+
+
+@pytest.mark.parametrize("line", ["key 12", "phash ffff00000000ffff 65", "phash ffff00000000ffff four", "sha256 a b"])
+def test_lines_whose_kind_does_not_fit_are_refused(line: str) -> None:
+    with pytest.raises(ConfigError, match=r"list\.txt, line 1: got"):
+        parse_lines([line], "list.txt")

@@ -1,0 +1,324 @@
+"""A child version without what was taken down: shards that held any of it are cut anew, all others stay where they lie.
+
+A child is a pure function of its parent and of the take-downs that stand, so that anybody may finish one that somebody
+else began. Tables are whole in every version; a tar that did not change is named where it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from dataengine.analyst.dataset import Dataset
+from dataengine.emit.card import data_card
+from dataengine.emit.ledger import funnel
+from dataengine.emit.sidecars import dataset_sidecars, tar_index
+from dataengine.errors import CorruptObject
+from dataengine.schemas import FUNNEL, HISTOGRAM, LEDGER, SHARDS, TableSchema, manifest_schema
+from dataengine.select.blocklist import blocklist_condition
+from dataengine.storage.rundir import canonical_json
+from dataengine.storage.tables import parquet_bytes, read_table
+from dataengine.versions.captions import cut_captions
+from dataengine.versions.known import DUPLICATES
+from dataengine.versions.place import DatasetPlace
+from dataengine.versions.rewrite import Cut, copy_spans, cut
+from dataengine.versions.standing import Standing
+
+STAGE, REASON = "takedown", "takedown"
+"""What the ledger says of what was taken down."""
+_NO_REASON = "on a list of take-downs"
+_OFFSETS = ("image_offset", "txt_offset", "json_offset")
+
+
+@dataclass
+class Files:
+    """Writes the files of a version and remembers them for its manifest."""
+
+    place: DatasetPlace
+    folder: str
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file whose bytes follow from the version's plan."""
+        self.place.root.put(f"{self.folder}/{path}", content)
+        self.remember(path, len(content), hashlib.sha256(content).hexdigest())
+
+    def remember(self, path: str, nbytes: int, sha256: str) -> None:
+        """Name a file that lies there already, or in another version."""
+        self.entries.append({"path": path, "nbytes": nbytes, "sha256": sha256})
+
+
+@dataclass(frozen=True)
+class TakeDown:
+    """What the standing take-downs mean to one published version."""
+
+    place: DatasetPlace
+    parent: Dataset
+    standing: Standing
+
+    @cached_property
+    def removed(self) -> pl.DataFrame:
+        """[key, source, shard, format and scores] of the samples to take out."""
+        blank = {name: pl.lit(None, pl.String) for name in ("final_url", "pixel_hash")}
+        listed = ~blocklist_condition(self.standing.listed, 0)
+        columns = ["key", "source", "shard", *self.parent.score_names()]
+        rows = self.parent.samples().with_columns(**blank).filter(listed).select(columns)
+        return rows.collect(engine="streaming").sort("key")
+
+    @property
+    def plan(self) -> str:
+        """Identity of the child: hash of its parent and of the lists."""
+        described = {"parent": self.parent.version.sha256, "takedowns": self.standing.paths}
+        return hashlib.sha256(canonical_json(described)).hexdigest()
+
+    @property
+    def touched(self) -> list[str]:
+        """Names of the shards that are cut anew."""
+        return self.removed["shard"].unique().sort().to_list()
+
+    def publish(self, number: int) -> None:
+        """Write the child as version `number` and publish it; nothing happens when it is published already.
+
+        Raises CorruptObject when a file of the parent is not what its manifest says.
+        """
+        folder = self.place.path(number)
+        path = f"{folder}/manifest.json"
+        if self.place.root.exists(path):
+            return
+        content = _Child(self, number, Files(self.place, folder)).write()
+        if self.place.root.create(path, content) != content:
+            raise CorruptObject(
+                f"{self.place.root.address(path)}: holds another manifest than its claim makes; two releases of "
+                "dataengine may have met. The version that is there stands: run the command again"
+            )
+
+
+@dataclass(frozen=True)
+class _Child:
+    """One child being written."""
+
+    take: TakeDown
+    number: int
+    files: Files
+
+    def write(self) -> bytes:
+        """Everything but the manifest is written; the manifest is returned."""
+        self._copy_untouched()
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+            list(threads.map(self._write_tar, self._cuts))
+        shards = self._shards()
+        self.files.put("shards.parquet", parquet_bytes(shards))
+        self._write_samples()
+        told = self._write_ledger()
+        self.files.put("stats/funnel.parquet", parquet_bytes(told))
+        self.files.put("stats/histogram.parquet", parquet_bytes(self._histogram()))
+        draws = self._draws()
+        for path, content in sorted(dataset_sidecars(self.take.place.name, shards, draws).items()):
+            self.files.put(path, content)
+        root = self.take.place.root
+        captions, tables = cut_captions(root, self._parent_folder, self.take.parent, self.take.removed["key"])
+        for path, content in tables:
+            self.files.put(path, content)
+        manifest = self._manifest(shards, told, draws, captions)
+        self.files.put("README.md", data_card(manifest, told, shards).encode())
+        manifest["files"] = sorted(self.files.entries, key=lambda file: str(file["path"]))
+        return canonical_json(manifest)
+
+    @cached_property
+    def _old_shards(self) -> dict[str, dict[str, Any]]:
+        return {row["shard"]: row for row in self.take.parent.shards().collect().iter_rows(named=True)}
+
+    @cached_property
+    def _cuts(self) -> dict[str, Cut]:
+        """How each touched shard is cut."""
+        wanted = self.take.parent.samples().filter(pl.col("shard").is_in(self.take.touched))
+        rows = wanted.sort("shard", "index_in_shard").collect(engine="streaming").partition_by("shard", as_dict=True)
+        return {
+            shard: cut(of_shard, self.take.removed["key"], self._old_shards[shard]["path"])
+            for (shard,), of_shard in sorted(rows.items())
+        }
+
+    def _path(self, path: str) -> str:
+        """A path of the parent, relative to the root."""
+        return posixpath.normpath(f"{self._parent_folder}/{path}")
+
+    @property
+    def _parent_folder(self) -> str:
+        return self.take.place.path(int(self.take.parent.manifest["version"]))
+
+    def _new_path(self, path: str) -> str:
+        """The place in this version of a tar that the parent names as `path`."""
+        return path if not path.startswith("../") else path.split("/", 2)[2]
+
+    def _from_here(self, path: str) -> str:
+        """A path of the parent as this version names it."""
+        return posixpath.relpath(self._path(path), self.files.folder)
+
+    def _copy_untouched(self) -> None:
+        """Name tars and indexes that did not change."""
+        changed = {self._old_shards[name]["path"] for name in self.take.touched}
+        for file in self.take.parent.version.files:
+            if file.path.endswith((".tar", ".tar.idx")) and file.path.removesuffix(".idx") not in changed:
+                self.files.remember(self._from_here(file.path), file.nbytes, file.sha256)
+
+    def _write_tar(self, shard: str) -> None:
+        found, row = self._cuts[shard], self._old_shards[shard]
+        if not found.stays.any():
+            return
+        path = self._new_path(row["path"])
+        root = self.take.place.root
+        with root.writer(f"{self.files.folder}/{path}") as tar:
+            copy_spans(root, self._path(row["path"]), row["sha256"], found.spans(), tar.write)
+        self.files.remember(path, tar.num_bytes, tar.sha256)
+        self.files.put(f"{path}.idx", tar_index(found.sample_offsets))
+
+    def _shards(self) -> pa.Table:
+        written = {entry["path"]: entry for entry in self.files.entries}
+        keys = self._keys_left()
+        rows = []
+        for name, old in sorted(self._old_shards.items()):
+            if name not in self._cuts:
+                rows.append(old | {"path": self._from_here(old["path"])})
+            elif (file := written.get(self._new_path(old["path"]))) is not None:
+                left = keys[name]
+                rows.append(old | file | {"num_samples": len(left), "min_key": left.min(), "max_key": left.max()})
+        return SHARDS.table({name: [row[name] for row in rows] for name in SHARDS.arrow.names})
+
+    def _keys_left(self) -> dict[str, pl.Series]:
+        touched = pl.col("shard").is_in(self.take.touched)
+        left = self.take.parent.samples().filter(touched & ~pl.col("key").is_in(self.take.removed["key"].implode()))
+        return {shard: rows["key"] for (shard,), rows in left.select("shard", "key").collect().group_by("shard")}
+
+    def _write_samples(self) -> None:
+        schema = manifest_schema(self.take.parent.score_names())
+        touched = pa.array(self.take.touched, pa.string())
+        for path in self.take.parent.version.tables("samples"):
+            shards = read_table(self.take.place.root, self._path(path), schema, ["shard"]).column("shard")
+            if not pa.compute.any(pa.compute.is_in(shards, value_set=touched)).as_py():
+                self._copy(path)
+                continue
+            table = read_table(self.take.place.root, self._path(path), schema)
+            self.files.put(path, parquet_bytes(_moved(table, self._cuts, schema)))
+
+    def _copy(self, path: str) -> None:
+        (file,) = (file for file in self.take.parent.version.files if file.path == path)
+        self.take.place.root.copy(self._path(path), f"{self.files.folder}/{path}")
+        self.files.remember(path, file.nbytes, file.sha256)
+
+    def _write_ledger(self) -> pa.Table:
+        """Writes the ledger, tombstones in place; returns the funnel."""
+        funnels = []
+        for path in self.take.parent.version.tables("ledger"):
+            table = read_table(self.take.place.root, self._path(path), LEDGER)
+            marked = self._entombed(table)
+            if marked.equals(table):
+                self._copy(path)
+            else:
+                self.files.put(path, parquet_bytes(marked))
+            funnels.append(funnel(marked))
+        counted = ("num_candidates", "num_rows")
+        names = list(FUNNEL.sorted_by)
+        joined = pl.DataFrame(pl.from_arrow(pa.concat_tables(funnels))).group_by(names).agg(pl.col(counted).sum())
+        ordered = joined.sort(names, nulls_last=True).to_arrow()
+        return FUNNEL.table({name: ordered.column(name) for name in FUNNEL.arrow.names})
+
+    def _entombed(self, ledger: pa.Table) -> pa.Table:
+        """`ledger` with a tombstone for each sample taken down, and each of its copies that had yielded to one."""
+        why = self.take.standing.why
+        removed = pl.col("key").is_in(self.take.removed["key"].implode())
+        copies = pl.col("reason").is_in(DUPLICATES) & pl.col("key").is_in(list(why))
+        gone = (removed | copies).fill_null(value=False)
+        frame = pl.DataFrame(pl.from_arrow(ledger))
+        said = pl.col("key").replace_strict(why, default=_NO_REASON, return_dtype=pl.String)
+        stone = {"state": pl.lit("dropped"), "stage": pl.lit(STAGE), "reason": pl.lit(REASON), "rule_value": said}
+        stone |= {"survivor_key": pl.lit(None, pl.String), "similarity": pl.lit(None, pl.Float32)}
+        marked = frame.with_columns(
+            pl.when(gone).then(value).otherwise(pl.col(name)).alias(name) for name, value in stone.items()
+        ).to_arrow()
+        return LEDGER.table({name: marked.column(name) for name in LEDGER.arrow.names})
+
+    def _histogram(self) -> pa.Table:
+        old = read_table(self.take.place.root, self._path("stats/histogram.parquet"), HISTOGRAM)
+        return HISTOGRAM.check(less_emitted(old, self.take.removed))
+
+    def _draws(self) -> dict[str, int]:
+        """Training draws of what is left, by source; 0 for one that has none."""
+        left = self.take.parent.samples().filter(
+            (pl.col("split") == "train") & ~pl.col("key").is_in(self.take.removed["key"].implode())
+        )
+        summed = left.group_by("source").agg(pl.col("repeat").cast(pl.Int64).sum()).collect(engine="streaming")
+        return dict.fromkeys(sorted(self.take.parent.manifest["sources"]), 0) | dict(summed.iter_rows())
+
+    def _manifest(
+        self, shards: pa.Table, told: pa.Table, draws: Mapping[str, int], captions: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        old = self.take.parent.manifest
+        emitted = {row["source"]: row["num_candidates"] for row in told.to_pylist() if row["state"] == "emitted"}
+        sources = {
+            name: facts | {"num_emitted": emitted.get(name, 0), "num_draws": draws[name]}
+            for name, facts in old["sources"].items()
+        }
+        mixed = {name: facts | {"realised": draws[name]} for name, facts in old["mixture"]["sources"].items()}
+        counts = {
+            "num_samples": sum(shards.column("num_samples").to_pylist()),
+            "num_draws": sum(draws.values()),
+            "num_shards": len(shards),
+            "nbytes": sum(shards.column("nbytes").to_pylist()),
+        }
+        changed = {
+            "version": self.number,
+            "parent": posixpath.basename(self._parent_folder),
+            "plan": self.take.plan,
+            "sources": sources,
+            "mixture": old["mixture"] | {"sources": mixed},
+            "counts": counts,
+            "captions": captions,
+            "takedowns": self.take.standing.paths,
+        }
+        return {name: value for name, value in old.items() if name != "files"} | changed
+
+
+def _moved(table: pa.Table, cuts: Mapping[str, Cut], schema: TableSchema) -> pa.Table:
+    """The rows of `table` that stay, those of cut shards with their new places."""
+    shards = table.column("shard").to_pylist()
+    indices = table.column("index_in_shard").to_pylist()
+    ranks = {shard: np.cumsum(found.stays) - 1 for shard, found in cuts.items()}
+    stays = [shard not in cuts or bool(cuts[shard].stays[index]) for shard, index in zip(shards, indices, strict=True)]
+    moved = [
+        (int(ranks[shard][index]), int(cuts[shard].shifts[ranks[shard][index]])) if shard in cuts else (index, 0)
+        for shard, index, kept in zip(shards, indices, stays, strict=True)
+        if kept
+    ]
+    left = table.filter(pa.array(stays, pa.bool_()))
+    columns: dict[str, Any] = {name: left.column(name) for name in schema.arrow.names}
+    shifts = pa.array([shift for _, shift in moved], pa.int64())
+    columns["index_in_shard"] = pa.array([index for index, _ in moved], pa.int32())
+    columns |= {name: pa.compute.subtract(left.column(name), shifts) for name in _OFFSETS}
+    columns["extra_members"] = [
+        [(name, member | {"offset": member["offset"] - shift}) for name, member in members]
+        for members, (_, shift) in zip(left.column("extra_members").to_pylist(), moved, strict=True)
+    ]
+    return schema.table(columns)
+
+
+def less_emitted(histogram: pa.Table, removed: pl.DataFrame) -> pa.Table:
+    """HISTOGRAM with the samples `removed` [source, scores] no longer emitted; they were scored all the same."""
+    frame = pl.DataFrame(pl.from_arrow(histogram)).with_row_index("place")
+    counts = frame["num_emitted"].to_numpy().copy()
+    for (source, column), bins in frame.group_by("source", "column"):
+        values = removed.filter(pl.col("source") == source)[column].drop_nulls().cast(pl.Float64).to_numpy()
+        places = bins.sort("low")
+        found = np.searchsorted(places["low"].to_numpy(), values, side="right") - 1
+        np.subtract.at(counts, places["place"].to_numpy()[np.clip(found, 0, None)], 1)
+    place = histogram.schema.get_field_index("num_emitted")
+    return histogram.set_column(place, histogram.schema.field(place), pa.array(counts, pa.int64()))

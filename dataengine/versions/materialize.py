@@ -1,0 +1,94 @@
+"""A whole folder of a version that names tars of its parents: for readers that scan folders, and to give away.
+
+Files are hard links or copies within the store where that can be; only what names places is written anew. The manifest
+is written last, so a folder without one is not finished, and the same command finishes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from dataengine.analyst.dataset import Dataset, open_dataset
+from dataengine.emit.card import data_card
+from dataengine.emit.sidecars import dataset_sidecars
+from dataengine.errors import CorruptObject, InputError
+from dataengine.schemas import FUNNEL, SHARDS
+from dataengine.storage.rundir import canonical_json
+from dataengine.storage.store import Root
+from dataengine.storage.tables import parquet_bytes, read_table
+
+
+def materialize(address: str, target: str, options: Mapping[str, str]) -> tuple[int, int]:
+    """Make the folder `target` of the version at `address`; number of files, and bytes of them.
+
+    Raises InputError when the folder holds anything else, CorruptObject when a file of the version has another size
+    than its manifest says, MissingObject when one is gone.
+    """
+    dataset = open_dataset(address, options)
+    folder = Root(target.rstrip("/"), tuple(sorted(options.items())))
+    written = _rewritten(dataset)
+    copies = {_local(file.path): file for file in dataset.version.files if _local(file.path) not in written}
+    _refuse_others(folder, {*written, *copies, "manifest.json"}, target)
+    source = dataset.version.root
+    for path, file in copies.items():
+        origin = source.address(dataset.version.locate(file.path))
+        size = folder.size(origin)
+        if size is not None and size != file.nbytes:
+            raise CorruptObject(f"{origin}: {size} bytes, its manifest says {file.nbytes}; verify the version")
+        folder.copy(origin, folder.address(path))
+    for path, content in written.items():
+        folder.put(path, content)
+    files: list[dict[str, Any]] = [
+        {"path": path, "nbytes": file.nbytes, "sha256": file.sha256} for path, file in copies.items()
+    ]
+    files += [_file(path, content) for path, content in written.items()]
+    manifest = source.get("manifest.json")
+    if written:
+        told = _manifest(dataset) | {"files": sorted(files, key=lambda file: str(file["path"]))}
+        manifest = canonical_json(told)
+    if folder.create("manifest.json", manifest) != manifest:
+        raise InputError(f"{target}: holds the manifest of another version; name an empty folder")
+    return len(files) + 1, sum(int(file["nbytes"]) for file in files) + len(manifest)
+
+
+def _local(path: str) -> str:
+    """`../v000001/birds/birds-000000.tar` → `birds/birds-000000.tar`."""
+    return path.split("/", 2)[2] if path.startswith("../") else path
+
+
+def _file(path: str, content: bytes) -> dict[str, Any]:
+    return {"path": path, "nbytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _manifest(dataset: Dataset) -> dict[str, Any]:
+    origin = {"version": dataset.manifest["version"], "sha256": dataset.version.sha256}
+    return dict(dataset.manifest) | {"parent": None, "materialized_from": origin}
+
+
+def _rewritten(dataset: Dataset) -> dict[str, bytes]:
+    """What names places, by path; nothing when the version names no place outside its folder."""
+    if not any(file.path.startswith("../") for file in dataset.version.files):
+        return {}
+    root = dataset.version.root
+    old = read_table(root, "shards.parquet", SHARDS)
+    paths = [_local(path) for path in old.column("path").to_pylist()]
+    shards = SHARDS.table({name: old.column(name) for name in SHARDS.arrow.names} | {"path": pa.array(paths)})
+    trained = dataset.samples().filter(pl.col("split") == "train")
+    draws = trained.group_by("source").agg(pl.col("repeat").cast(pl.Int64).sum()).collect(engine="streaming")
+    summed = dict.fromkeys(sorted(dataset.manifest["sources"]), 0) | dict(draws.iter_rows())
+    funnel = read_table(root, "stats/funnel.parquet", FUNNEL)
+    written = dataset_sidecars(dataset.manifest["name"], shards, summed)
+    written["shards.parquet"] = parquet_bytes(shards)
+    written["README.md"] = data_card(_manifest(dataset), funnel, shards).encode()
+    return written
+
+
+def _refuse_others(folder: Root, wanted: set[str], target: str) -> None:
+    others = [path for path in folder.list("") if path not in wanted]
+    if others:
+        raise InputError(f"{target}: holds {others[0]} already; name an empty folder, or one this command began")

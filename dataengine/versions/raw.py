@@ -1,0 +1,126 @@
+"""Raw parts without what was taken down: the next generation of a part of download, its good rows in a new tar.
+
+A part keeps its keys and their order; rows taken down become failed ones, as if they had never been fetched, and the
+tars that held them are no longer named by any row. Steps above a changed part are redone by the next run.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataengine.contract import AGAIN, AGAIN_FOR
+from dataengine.errors import CorruptObject
+from dataengine.schemas import SAMPLE
+from dataengine.storage.located import places_of, read_located
+from dataengine.storage.rundir import Commit, ObjectRef, UnitDirectory
+from dataengine.storage.store import Root
+from dataengine.storage.tables import parquet_bytes, read_table
+from dataengine.storage.tar import END, header, padding
+
+REASON = "takedown"
+_STAYS = ("key", "num_attempts")
+_PLAN = re.compile(r"runs/[^/]+/download/[^/]+/plan\.json")
+
+
+@dataclass(frozen=True)
+class RawPart:
+    """A part of download whose tars hold something that was taken down."""
+
+    unit: UnitDirectory
+    commit: Commit
+    objects: tuple[str, ...]
+    """Its tars in the run: what is deleted once the part is written anew."""
+
+
+def raw_parts(root: Root, keys: frozenset[str]) -> tuple[list[RawPart], set[str]]:
+    """The parts of any run's download that hold pictures of `keys`; and objects outside the runs that hold some."""
+    parts, outside = [], set[str]()
+    for path in root.list("runs"):
+        if not _PLAN.fullmatch(path):
+            continue
+        unit = UnitDirectory(root, path.rpartition("/")[0])
+        for commit in _current(unit):
+            rows = read_table(root, commit.objects["sample"].path, SAMPLE, ["key", "object"])
+            held = set(filter(None, rows.column("object").to_pylist()))
+            doomed = set(filter(None, rows.filter(_among(rows, keys)).column("object").to_pylist()))
+            own = {name for name in held if name.startswith(f"{unit.path}/data/")}
+            if doomed & own:
+                parts.append(RawPart(unit, commit, tuple(sorted(own))))
+            outside |= doomed - own
+    return parts, outside
+
+
+def rewrite(parts: Sequence[RawPart], keys: frozenset[str]) -> None:
+    """Write `parts` anew and delete their old tars; killed in between, the same call goes on."""
+    for path in sorted({part.unit.path for part in parts}):
+        mine = [part for part in parts if part.unit.path == path]
+        unit = mine[0].unit
+        written = {part.commit.part: _rewritten(part, keys) for part in mine}
+        for name in sorted({name for part in mine for name in part.objects}):
+            unit.root.delete(name)
+        # Last: until then the unit's completion names the old parts, by which the work is found again.
+        commits = {commit.part: commit for commit in _current(unit)} | written
+        plan = unit.load_plans()[-1]
+        if commits.keys() == {part.name for part in plan.parts}:
+            unit.store_complete(plan, [commits[part.name] for part in plan.parts])
+
+
+def _current(unit: UnitDirectory) -> list[Commit]:
+    """The commits that a run would take: those of the last completion, else the newest."""
+    complete = unit.find_complete(unit.load_plans()[-1])
+    return unit.standing()[1] if complete is None else complete[1]
+
+
+def _rewritten(part: RawPart, keys: frozenset[str]) -> Commit:
+    unit, root, attempt = part.unit, part.unit.root, secrets.token_hex(8)
+    reads = {**part.commit.reads, AGAIN: f"{part.commit.digest} of {part.commit.attempt}", AGAIN_FOR: REASON}
+    known = unit.load_commits().get(part.commit.part, [])
+    if (stored := next((commit for commit in known if commit.reads == reads), None)) is not None:
+        return stored
+    rows = read_table(root, part.commit.objects["sample"].path, SAMPLE).to_pylist()
+    left = [row for row in rows if row["object"] in part.objects and row["key"] not in keys]
+    path = unit.data_path(part.commit.part, attempt, "raw.tar")
+    with root.writer(path) as tar:
+        places = places_of({name: [row[name] for row in left] for name in ("object", "offset", "nbytes")})
+        for row, content in zip(left, read_located(root, places), strict=True):
+            if content is None or len(content) != row["nbytes"]:
+                raise CorruptObject(f"{root.address(row['object'])}: cannot read the picture of {row['key']}")
+            tar.write(header(f"{row['key']}.{row['format']}", len(content)))
+            row |= {"object": path, "offset": tar.num_bytes}
+            tar.write(content)
+            tar.write(padding(len(content)))
+        tar.write(END)
+    raw = ObjectRef(path, tar.num_bytes, tar.sha256)
+    told = [_taken(row) if row["key"] in keys and row["object"] is not None else row for row in rows]
+    table = SAMPLE.table({name: [row[name] for row in told] for name in SAMPLE.arrow.names})
+    content = parquet_bytes(table)
+    place = unit.data_path(part.commit.part, attempt, "sample.parquet")
+    with root.writer(place) as writer:
+        writer.write(content)
+    sample = ObjectRef(place, writer.num_bytes, writer.sha256, len(table))
+    objects = {"sample": sample, "raw": raw}
+    changed = replace(part.commit, attempt=attempt, reads=reads, objects=objects, counts=_counts(told), metrics={})
+    return unit.store_commit(changed)
+
+
+def _taken(row: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: row[name] for name in _STAYS}
+    return dict.fromkeys(SAMPLE.arrow.names) | kept | {"status": "failed", "reason": REASON}
+
+
+def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["reason"] or "ok"] = counts.get(row["reason"] or "ok", 0) + 1
+    return counts
+
+
+def _among(rows: pa.Table, keys: frozenset[str]) -> pa.ChunkedArray:
+    return pc.is_in(rows.column("key"), value_set=pa.array(sorted(keys), pa.string()))

@@ -1,0 +1,111 @@
+"""One tar without some of its samples: spans of bytes are copied, headers and all; nothing is decoded or packed anew.
+
+In go the tar and the rows of the samples table that lie in it; out go the bytes that stay, and how far each sample that
+stays moves. The whole tar is read and hashed on the way, so a damaged one never becomes a sound-looking child.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from dataengine.errors import CorruptObject
+from dataengine.storage import tar
+from dataengine.storage.store import Root
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PIECE_BYTES = 8 * 2**20
+_MEMBERS = ("image", "txt", "json")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What stays of a tar of samples [samples]: `begins` and `ends` are int64 bytes, `stays` bool, by place in it."""
+
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    stays: NDArray[np.bool_]
+
+    @property
+    def sample_offsets(self) -> NDArray[np.uint64]:
+        """First header of each sample that stays in the new tar, and the end of the last: uint64 [staying + 1]."""
+        sizes = (self.ends - self.begins)[self.stays]
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint64)
+
+    @property
+    def shifts(self) -> NDArray[np.int64]:
+        """Bytes that each staying sample moves towards the beginning: int64 [staying]."""
+        return self.begins[self.stays] - self.sample_offsets[:-1].astype(np.int64)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Runs of bytes that stay, in order."""
+        found: list[tuple[int, int]] = []
+        for begin, end in zip(self.begins[self.stays].tolist(), self.ends[self.stays].tolist(), strict=True):
+            if found and found[-1][1] == begin:
+                found[-1] = (found[-1][0], end)
+            else:
+                found.append((begin, end))
+        return found
+
+
+def cut(rows: pl.DataFrame, removed: pl.Series, where: str) -> Cut:
+    """How to cut the keys `removed` out of the tar `where`, whose samples are `rows` in its order.
+
+    Raises CorruptObject when the samples do not lie one after another from the first byte on.
+    """
+    extras = rows["extra_members"].to_list()
+    begins, ends = [], []
+    for row, others in zip(rows.select(_places()).iter_rows(), extras, strict=True):
+        places = [
+            *zip(row[::2], row[1::2], strict=True),
+            *((at["value"]["offset"], at["value"]["nbytes"]) for at in others),
+        ]
+        begins.append(min(offset for offset, _ in places) - tar.BLOCK)
+        last, nbytes = max(places)
+        ends.append(last + nbytes + -nbytes % tar.BLOCK)
+    if begins and (begins[0] != 0 or begins[1:] != ends[:-1]):
+        raise CorruptObject(f"{where}: holds bytes between samples that its table does not know; verify the version")
+    stays = ~rows["key"].is_in(removed.implode()).to_numpy()
+    return Cut(np.array(begins, np.int64), np.array(ends, np.int64), stays)
+
+
+def _places() -> list[str]:
+    return [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "nbytes")]
+
+
+def copy_spans(
+    root: Root, path: str, sha256: str, spans: list[tuple[int, int]], write: Callable[[memoryview], object]
+) -> None:
+    """Write the `spans` of the tar at `path`, then the end of an archive.
+
+    Raises CorruptObject when the tar is not the one of `sha256`; what was written is worth nothing then.
+    """
+    digest, waiting = hashlib.sha256(), list(reversed(spans))
+    for start, piece in _pieces(root, path):
+        digest.update(piece)
+        while waiting and waiting[-1][0] < start + len(piece):
+            begin, end = waiting.pop()
+            write(piece[begin - start : end - start])
+            if end > start + len(piece):
+                waiting.append((start + len(piece), end))
+                break
+    if waiting or digest.hexdigest() != sha256:
+        raise CorruptObject(
+            f"{root.address(path)}: has sha256 {digest.hexdigest()}, its version names {sha256}; restore the tar"
+        )
+    write(memoryview(tar.END))
+
+
+def _pieces(root: Root, path: str) -> Iterator[tuple[int, memoryview]]:
+    with root.open(path) as stream:
+        start = 0
+        while piece := stream.read(PIECE_BYTES):
+            yield start, memoryview(piece)
+            start += len(piece)
