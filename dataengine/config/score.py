@@ -118,5 +118,5 @@ class ScoreConfig(Config):
     """Name → model. The first one gives `clip_score` and the measures."""
     parts_per_batch: Annotated[int, Field(ge=1, le=1000, json_schema_extra=EXECUTION)] = 1
     """Parts whose images may share a batch. More than 1 saves padding where parts are small, and gives up that scores
-    are the same bits however the work is scheduled; provenance tells how many did. Only parts that are ready at the same
-    time do, seldom while a source is still being downloaded. A killed worker loses as many parts."""
+    are the same bits however the work is scheduled; provenance tells how many did. Only parts that are ready at the
+    same time do, seldom while a source is still being downloaded. A killed worker loses as many parts."""
