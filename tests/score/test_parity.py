@@ -33,6 +33,7 @@ from dataengine.score.weights import MODELS, register_builtin
 LIMITS = LimitsConfig()
 FAST_MEAN, FAST_MAX = 3e-4, 2e-3
 BFLOAT16_MEAN, BFLOAT16_MAX = 3e-3, 1.5e-2
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a thousand looks of ViT-B-32, minutes of a machine of its own
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def pairs(real_data: Path) -> Pairs:
     return Pairs(images, [text.decode() for text in texts])
 
 
-@pytest.fixture(scope="module", params=["tiny-clip", pytest.param("ViT-B-32", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tiny-clip", pytest.param("ViT-B-32", marks=SLOW)])
 def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A model and its weights: the trained tiny one, and a real architecture with random ones."""
     register_builtin()
