@@ -152,7 +152,7 @@ def _run(
     script = (
         ["-m", "benchmarks.captions_peers"]
         if contender == "ours"
-        else [str(Path(__file__).parent / "captions_peers.py")]
+        else ["-P", str(Path(__file__).parent / "captions_peers.py")]  # else benchmarks/select.py is its `select`
     )
     command = [python, *script, contender, *map(str, setting), str(out), *map(str, corpus.paths)]
     environment = {**os.environ, "TMPDIR": str(scratch)}

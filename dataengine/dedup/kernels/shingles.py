@@ -168,7 +168,7 @@ def sha1_shingles(
     for first in range(count):
         length = 0
         for token in range(first, first + size):
-            begin, end = token, token + 1
+            begin, end = np.int64(token), np.int64(token + 1)
             if by_word:
                 begin, end = np.int64(words[token, 0]), np.int64(words[token, 1])
                 if token > first:
