@@ -70,7 +70,7 @@ def _stands_alone(point: Any) -> Any:
 
 @compiled
 def cut_words(points: NDArray[np.uint32], num_points: int, words: NDArray[np.uint64]) -> int:
-    """Write what each word is to `words` [words, 4]; their number.
+    """Write what each word is to `words` [words, 4]; their number, at most half that of the bytes, and one.
 
     Its columns: the first and the last-plus-one code point, Σ c·M**k mod 2**64 over its code points, and M to the power
     of their number. A word is a run without spaces; each character of a script that is written without them is one of
@@ -141,7 +141,10 @@ def shingle_polynomials(
     words: NDArray[np.uint64],
     out: NDArray[np.uint64],
 ) -> int:
-    """`polynomials` of the caption `content[start:stop]`; the other arrays are scratch of its length in bytes + 1."""
+    """`polynomials` of the caption `content[start:stop]`; the others are scratch of its length in bytes + 1.
+
+    `words` is of half that length, as `cut_words` says.
+    """
     num_points = decode(content, start, stop, points, places)
     num_words = cut_words(points, num_points, words) if by_word else 0
     return polynomials(points, num_points, words, num_words, size, by_word, out)
@@ -190,7 +193,7 @@ def count_shingles(
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
     points, places = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.int64)
-    words = np.empty((longest + 1, 4), np.uint64)
+    words = np.empty((longest // 2 + 1, 4), np.uint64)
     for row in range(len(offsets) - 1):
         tokens = decode(content, offsets[row], offsets[row + 1], points, places)
         if by_word:

@@ -48,7 +48,7 @@ def sign_captions(
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
     points, places = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.int64)
-    words, values = np.empty((longest + 1, 4), np.uint64), np.empty(longest + 1, np.uint64)
+    words, values = np.empty((longest // 2 + 1, 4), np.uint64), np.empty(longest + 1, np.uint64)
     hashes, schedule = np.empty(longest + 4, np.uint32), np.empty(80, np.uint32)
     message = np.empty(2 * longest + 2 * size, np.uint8)
     num_perm = len(multipliers)
@@ -82,8 +82,12 @@ def sign_captions(
 def band_signatures(
     signatures: NDArray[np.uint32], rows_per_band: int, hashes: NDArray[np.uint64], sketches: NDArray[np.uint64]
 ) -> None:
-    """Write the hash of each band [rows, num_bands], its number hashed in, and a sketch of 64 slots, one bit each."""
+    """Write the hash of each band [rows, num_bands], its number hashed in, and a sketch of one bit of each of 64 slots.
+
+    Fewer slots give as many bits, and zeros before them.
+    """
     num_perm = signatures.shape[1]
+    num_bits = min(num_perm, 64)
     for row in range(len(signatures)):
         minima = signatures[row]
         for band in range(hashes.shape[1]):
@@ -94,8 +98,8 @@ def band_signatures(
             mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             hashes[row, band] = mixed ^ (mixed >> np.uint64(31))
         sketch = np.uint64(0)
-        for bit in range(64):
-            slot = minima[bit * num_perm // 64]
+        for bit in range(num_bits):
+            slot = minima[bit * num_perm // num_bits]
             sketch = (sketch << np.uint64(1)) | np.uint64(np.uint32(slot * np.uint32(0x9E3779B1)) >> np.uint32(31))
         sketches[row] = sketch
 
