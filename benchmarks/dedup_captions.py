@@ -110,6 +110,7 @@ def _beside_peers(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, d
                 "cpu_s": cost["cpu_s"],
                 "seconds": cost["seconds"],
                 "peak_mb": cost["peak_mb"],
+                "runs": cost["runs"],
                 "recall": round(found.recall, 4),
                 "precision": round(found.precision, 4),
                 "leak": round(found.leak, 5),
