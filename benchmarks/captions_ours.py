@@ -60,10 +60,10 @@ class ReadCaptions(Step):
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         rows = pq.read_table(part.spec["path"], columns=["key", "caption"], use_threads=False)
-        routed = routed_captions(rows)
-        outputs.rows_in, outputs.rows_out = len(rows), sum(map(len, routed))
-        outputs.facts["nbytes"] = sum(table.nbytes for table in routed)
-        outputs.slices("captions", CAPTION_ROWS, routed)
+        routed, edges = routed_captions(rows)
+        outputs.rows_in, outputs.rows_out = len(rows), len(routed)
+        outputs.facts["nbytes"] = routed.nbytes
+        outputs.slices("captions", CAPTION_ROWS, routed, edges)
 
 
 @dataclass

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.select.relations import Relation
-from dataengine.select.survivors import cover
+from dataengine.select.covering import in_order
+from dataengine.select.keyed import ABSENT
+from dataengine.select.relations import UNKNOWN_DISTANCE, Edges, Relation
+from dataengine.select.survivors import Respect, cover
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,12 @@ def score(truth: Truth, left: NDArray[np.int64], right: NDArray[np.int64], min_s
 
 def kept(codes: NDArray[np.int64], num_texts: int) -> NDArray[np.bool_]:
     """Which texts stay when pairs are covered greedily."""
-    left, right = codes >> 32, codes & 0xFFFFFFFF
-    relation = Relation(np.arange(num_texts), left, right, np.ones(len(left), np.float32), num_texts)
-    survivors, _, _ = cover([relation], num_texts)
-    return survivors == np.arange(num_texts)
+    left, right = (codes >> 32).astype(np.int32), (codes & 0xFFFFFFFF).astype(np.int32)
+    edges = Edges(left, right, np.ones(len(left), np.float32), np.full(len(left), UNKNOWN_DISTANCE, np.int8))
+    relation = Relation.build(num_texts, (Edges.none().left, Edges.none().right), edges)
+    links = in_order(Respect(relation, 0.0, UNKNOWN_DISTANCE, 1).links, np.arange(num_texts, dtype=np.int32))
+    found = cover([links], np.ones(num_texts, np.bool_))
+    return found.leader == ABSENT
 
 
 def coded(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -74,7 +74,7 @@ def _hashes(
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
     points, places = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.int64)
-    words, values = np.empty((longest + 1, 2), np.int64), np.empty(longest + 1, np.uint64)
+    words, values = np.empty((longest // 2 + 1, 4), np.uint64), np.empty(longest + 1, np.uint64)
     out = np.empty(offsets[-1] - offsets[0] + 1, np.uint64)
     ends = np.zeros(len(offsets), np.int64)
     place = 0

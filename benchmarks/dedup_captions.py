@@ -110,6 +110,7 @@ def _beside_peers(asked: argparse.Namespace, scratch: Path) -> tuple[dict[str, d
                 "cpu_s": cost["cpu_s"],
                 "seconds": cost["seconds"],
                 "peak_mb": cost["peak_mb"],
+                "runs": cost["runs"],
                 "recall": round(found.recall, 4),
                 "precision": round(found.precision, 4),
                 "leak": round(found.leak, 5),
@@ -152,7 +153,7 @@ def _run(
     script = (
         ["-m", "benchmarks.captions_peers"]
         if contender == "ours"
-        else [str(Path(__file__).parent / "captions_peers.py")]
+        else ["-P", str(Path(__file__).parent / "captions_peers.py")]  # else benchmarks/select.py is its `select`
     )
     command = [python, *script, contender, *map(str, setting), str(out), *map(str, corpus.paths)]
     environment = {**os.environ, "TMPDIR": str(scratch)}

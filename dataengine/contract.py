@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -22,7 +23,7 @@ from dataengine.schemas import TableSchema
 from dataengine.storage.hashing import HashingWriter
 from dataengine.storage.ranges import range_pieces, read_range
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory, combined_digest
-from dataengine.storage.slices import SlicedObject, write_slices
+from dataengine.storage.slices import SlicedObject, batch_slices, record_slices, write_slices
 from dataengine.storage.store import Root
 from dataengine.storage.tables import (
     bucketed_parquet_bytes,
@@ -279,21 +280,32 @@ class Outputs:
         self.objects[name] = replace(self.objects[name], num_rows=sum(map(len, tables)))
 
     def slices(
-        self,
-        name: str,
-        schema: TableSchema,
-        slices: Sequence[pa.Table],
-        metadata: Mapping[str, Any] | None = None,
-        path: str | None = None,
+        self, name: str, schema: TableSchema, table: pa.Table, edges: NDArray[np.int64], path: str | None = None
     ) -> None:
-        """Write rows in slices, any run of which is one ranged read (`Inputs.sliced`), with plain JSON beside them.
+        """Write rows cut at `edges` into slices, any run of which is one ranged read (`Inputs.sliced`).
 
         With `path` they go to a place of their own; their bytes must be a pure function of the part's inputs.
         """
+        self._sliced(name, batch_slices(schema.check(table), edges), len(table), {}, path)
+
+    def records(
+        self,
+        name: str,
+        records: NDArray[Any],
+        edges: NDArray[np.int64],
+        metadata: Mapping[str, Any],
+        path: str | None = None,
+    ) -> None:
+        """Write records of a fixed size likewise, with plain JSON beside them."""
+        self._sliced(name, record_slices(records, edges), len(records), metadata, path)
+
+    def _sliced(
+        self, name: str, slices: Iterator[memoryview], num_rows: int, metadata: Mapping[str, Any], path: str | None
+    ) -> None:
         path = path or self.path(f"{name}.slices")
         with self.directory.root.writer(path) as writer:
-            write_slices(writer, map(schema.check, slices), metadata or {})
-        self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, sum(map(len, slices)))
+            write_slices(writer, slices, metadata)
+        self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, num_rows)
 
     def array(self, name: str, array: NDArray[Any]) -> None:
         """Write an array as `.npy`."""

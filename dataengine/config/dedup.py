@@ -22,7 +22,7 @@ class CaptionDedupConfig(Config):
     """What turns a shingle into 32 bits: the fast hash of docs/dedup.md, or SHA-1 as datasketch takes it."""
     target_recall: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """Share of the pairs at `min_similarity` that must become candidates; bands are chosen for it."""
-    max_perm: Annotated[int, Field(ge=1, le=1024)] = 160
+    max_perm: Annotated[int, Field(ge=1, le=1024)] = 128
     """Slots that a MinHash signature may have."""
     num_bands: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Bands the signature is cut into; null: as many as `target_recall` takes."""

@@ -7,7 +7,6 @@ on how the rows were cut into parts. Hashes and keys in, an order and class boun
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,14 +82,10 @@ def _words(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.u
     return words[:, 0], words[:, 1]
 
 
-def hash_slots(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The slot of each hash: int64 [rows]."""
-    return hashes[:, 0].astype(np.int64)
-
-
-def by_slot(rows: pa.Table, slots: NDArray[np.int64], num_slots: int) -> list[pa.Table]:
-    """`rows` cut into one table per slot, each in the order of `rows`."""
-    order = np.argsort(slots, kind="stable")
-    ordered = rows.take(pa.array(order)).combine_chunks()
-    edges = np.searchsorted(slots[order], np.arange(num_slots + 1)).tolist()
-    return [ordered.slice(start, stop - start) for start, stop in pairwise(edges)]
+def by_slot(rows: pa.Table, hashes: NDArray[np.uint8]) -> tuple[pa.Table, NDArray[np.int64]]:
+    """`rows` ordered by the slot of their hash, each slot in the order of `rows`, and where each slot begins."""
+    slots = hashes[:, 0]
+    if (slots[1:] < slots[:-1]).any():
+        rows = rows.take(pa.array(np.argsort(slots, kind="stable")))
+    counts = np.bincount(slots, minlength=NUM_HASH_SLOTS)
+    return rows, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from dataengine.config.dedup import CaptionDedupConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.dedup.against import EarlierPart, earlier_parts, fingerprints, open_bands
-from dataengine.dedup.bands import BAND_ROWS, NUM_SLOTS, RECORD_BYTES, band_table, read_records
+from dataengine.dedup.bands import NUM_SLOTS, RECORD, BandTable, band_table
 from dataengine.dedup.caption_edges import PAIR_TEXTS, PairTexts, caption_edges
 from dataengine.dedup.caption_pairs import (
     MAX_SLOTS,
@@ -43,9 +42,9 @@ from dataengine.dedup.routed import flat
 from dataengine.dedup.text_steps import CLASSES, manifests_of, own_captions, slot_plan
 from dataengine.schemas import EDGE, TableSchema, column
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.slices import read_batches, read_each
+from dataengine.storage.slices import read_each, read_each_records
 
-_BANDED_ROWS = 1 << 17  # signed at once: 26 bands of them are 55 MB of records
+_BANDED_ROWS = 1 << 17  # signed at once: 17 bands of them are 36 MB of records
 _SORTED_RECORDS = 1 << 17  # of small slots at once: a slot costs as much to begin as to sort some thousand records
 _RECORD_COPIES = 6  # of each record while a bucket is sorted: as read, its place, and what stands in runs
 _PAIRS = TableSchema("pairs", pa.schema([column("pair", pa.uint64(), "lower row << 32 | higher row")]), sorted_by=())
@@ -64,7 +63,7 @@ class Signatures(Step):
     """MinHash signatures of caption representatives, cut into bands: one record per band, by slot of its hash."""
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     spec: SignatureSpec
 
     @property
@@ -85,7 +84,7 @@ class Signatures(Step):
         for number, start in enumerate(range(0, max(len(rows), 1), _BANDED_ROWS)):
             table = band_table(captions.slice(start, _BANDED_ROWS), self.spec, start)
             outputs.rows_out += len(table.records) // self.spec.num_bands
-            outputs.slices(f"bands-{number:03d}", BAND_ROWS, table.slices(), {"spec": self.spec.to_json()})
+            outputs.records(f"bands-{number:03d}", table.records, table.starts, {"spec": self.spec.to_json()})
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class CandidatePairs(Step):
         reads = fingerprints(context.root, self.against)
         records = sum(commit.rows_out for commit in context.commits("dedup/signatures"))
         records += sum(part.num_rows for part in earlier_parts(context.root, reads, self.spec.to_json()))
-        nbytes = records * self.spec.num_bands * RECORD_BYTES * _RECORD_COPIES
+        nbytes = records * self.spec.num_bands * RECORD.itemsize * _RECORD_COPIES
         return slot_plan(NUM_SLOTS, -(-nbytes // self.memory_bytes), {"reads": reads})
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
@@ -152,27 +151,36 @@ class CandidatePairs(Step):
             for start, of_part in zip(rows.starts[:-1], paths, strict=True)
             for path in of_part
         ]
-        batches = read_batches([table for table, _ in numbered], BAND_ROWS, first, stop)
-        held: list[tuple[NDArray[np.void], int, int]] = []
-        for slot in range(first, stop):
-            there = ((found[slot - first], start) for found, (_, start) in zip(batches, numbered, strict=True))
-            held += [(read_records(batch), slot, start) for batch, start in there if batch is not None]
-            if held and (sum(len(item[0]) for item in held) >= _SORTED_RECORDS or slot - held[0][1] == MAX_SLOTS - 1):
-                yield _joined(held)
-                held = []
-        if held:
-            yield _joined(held)
+        found = read_each_records([table for table, _ in numbered], RECORD, first, stop)
+        tables = [(BandTable(*of_part), start) for of_part, (_, start) in zip(found, numbered, strict=True)]
+        counts = sum((table.starts for table, _ in tables), np.zeros(stop - first + 1, np.int64))
+        begin = 0
+        while begin < stop - first:
+            full = int(np.searchsorted(counts, counts[begin] + _SORTED_RECORDS))
+            end = min(max(full, begin + 1), begin + MAX_SLOTS, stop - first)
+            if counts[begin] < counts[end]:
+                yield _joined(tables, first, begin, end)
+            begin = end
 
 
 def _joined(
-    held: Sequence[tuple[NDArray[np.void], int, int]],
+    tables: Sequence[tuple[BandTable, int]], first_slot: int, begin: int, end: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint64]]:
-    """Records with their slot and the number of their part's first row, as `find_runs` takes them."""
-    return (
-        np.concatenate([found["hash"] + (np.uint64(slot) << np.uint64(32)) for found, slot, _ in held]),
-        np.concatenate([found["row"] + np.uint32(start) for found, _, start in held]),
-        np.concatenate([found["sketch"] for found, _, _ in held]),
-    )
+    """The records of some slots of all tables (each with the number of its first row), as `find_runs` takes them."""
+    from dataengine.dedup.kernels.signatures import unpack_records
+
+    size = sum(int(table.starts[end] - table.starts[begin]) for table, _ in tables)
+    hashes, rows, sketches = np.empty(size, np.uint64), np.empty(size, np.uint32), np.empty(size, np.uint64)
+    place = 0
+    for table, first_row in tables:
+        starts = table.starts[begin : end + 1]
+        room = slice(place, place + int(starts[-1] - starts[0]))
+        unpack_records(
+            table.records.view(np.uint64).reshape(-1, 2), starts, first_slot + begin, first_row,
+            hashes[room], rows[room], sketches[room],
+        )  # fmt: skip
+        place = room.stop
+    return hashes, rows, sketches
 
 
 class _PairSpill:
@@ -207,7 +215,7 @@ class _PairSpill:
         self._write("audits", audited)
         dense = np.unique(np.concatenate([np.zeros(0, np.uint32), *self._dense]))
         edges = np.searchsorted(dense, self.rows.starts[: self.rows.num_own_parts + 1])
-        self._outputs.slices("dense", _DENSE, _cut(pa.table({"row": dense}, _DENSE.arrow), edges))
+        self._outputs.slices("dense", _DENSE, pa.table({"row": dense}, _DENSE.arrow), edges)
 
     def _spill(self) -> None:
         pairs = distinct_pairs(np.concatenate([np.zeros(0, np.uint64), *self._held]))
@@ -221,13 +229,13 @@ class _PairSpill:
         """The pairs by the part of their lower row, and what that part must be sent."""
         own = self.rows.starts[: self.rows.num_own_parts + 1].astype(np.uint64)
         edges = np.searchsorted(pairs, own << np.uint64(32))
-        self._outputs.slices(name, _PAIRS, _cut(pa.table({"pair": pairs}, _PAIRS.arrow), edges))
+        self._outputs.slices(name, _PAIRS, pa.table({"pair": pairs}, _PAIRS.arrow), edges)
         asking = np.repeat(np.arange(len(edges) - 1, dtype=np.uint64), np.diff(edges))
         rows, parts = ends(distinct_pairs(pairs << np.uint64(32) | asking))
         away = self.rows.part_of(rows) != parts
         rows, parts = rows[away], parts[away]
         table = pa.table({"row": rows.astype(np.uint32), "part": parts.astype(np.uint32)}, _ASKED.arrow)
-        self._outputs.slices(f"asked-{name}", _ASKED, _cut(table, np.searchsorted(rows, self.rows.starts)))
+        self._outputs.slices(f"asked-{name}", _ASKED, table, np.searchsorted(rows, self.rows.starts))
 
 
 @dataclass(frozen=True)
@@ -282,7 +290,7 @@ class AskedTexts(Step):
             sent = pa.table({name: pa.array(value) if isinstance(value, np.ndarray) else value
                              for name, value in columns.items()}, PAIR_TEXTS.arrow)  # fmt: skip
         edges = np.searchsorted(parts, np.arange(rows.num_own_parts + 1))
-        outputs.slices("texts", PAIR_TEXTS, _cut(sent, edges))
+        outputs.slices("texts", PAIR_TEXTS, sent, edges)
 
 
 def _asked_rows(asked: pa.Table) -> NDArray[np.uint64]:
@@ -359,9 +367,3 @@ def numbering(inputs: Inputs, earlier: Sequence[EarlierPart]) -> Numbering:
     """How caption representatives are counted over all parts."""
     own = [commit.objects["captions"].num_rows for commit in inputs.commits(CLASSES)]
     return Numbering.of(own, [part.num_rows for part in earlier])
-
-
-def _cut(table: pa.Table, edges: NDArray[np.int64]) -> list[pa.Table]:
-    """`table` between each two of `edges`."""
-    numbers = edges.tolist()
-    return [table.slice(start, stop - start) for start, stop in pairwise(numbers)]

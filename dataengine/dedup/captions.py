@@ -7,6 +7,7 @@ knows neither keys nor similarity.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,16 @@ NORMALISATION = "nfkc-fold-space/1"
 """Names what `normalise_captions` does; recorded with every signature, and raised when it changes."""
 _INVISIBLE = r"\p{Cf}+"  # joiners, soft hyphens, direction marks: no reader sees them
 _SEPARATORS = r"[\p{P}\p{Z}\p{Cc}]+"  # symbols (\p{S}) stay: a caption may be nothing but emoji
+_BLOCKS = (
+    (0x0000, 0x0300), (0x0370, 0x0483), (0x048A, 0x0530),  # Latin, Greek, Cyrillic
+    (0x2000, 0x20D0), (0x2100, 0x2C00),  # punctuation and symbols
+    (0x3000, 0x302A), (0x3041, 0x3097), (0x309B, 0x3100), (0xFF01, 0xFF61),  # kana and full width
+)  # fmt: skip
+"""Code points that neither combine with what is before them nor, in normal form, end in what combines: the form of a
+text of these alone is that of each, one after the other."""
+_SAME_BLOCKS = ((0x4E00, 0xA000), (0xAC00, 0xD7A4))
+"""Such as are their own normal form: Han and Hangul."""
+_MOST_BYTES = 4  # that a byte of such a code point becomes: U+2A0C is four integral signs
 
 
 def normalise_captions(captions: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -28,17 +39,35 @@ def normalise_captions(captions: pa.Array | pa.ChunkedArray) -> pa.Array:
     NFKC, case folded, punctuation and white space turned into single spaces, none at the ends. Upper before
     lower case folds the letters that have two small forms, such as the two sigmas.
     """
-    from dataengine.dedup.kernels.text import ASCII_FOLDED, normalise_ascii
+    from dataengine.dedup.kernels.text import ASCII_FOLDED, normalise
 
     content, offsets = text_buffers(pc.fill_null(captions, ""))
-    folded, ends = np.empty(int(offsets[-1] - offsets[0]) + 1, np.uint8), np.empty(len(offsets), np.int64)
+    num_wide = np.count_nonzero(content[offsets[0] : offsets[-1]] >= 0x80)
+    room = int(offsets[-1] - offsets[0]) + (_MOST_BYTES - 1) * num_wide + 1
+    folded, ends = np.empty(room, np.uint8), np.empty(len(offsets), np.int64)
     is_other = np.zeros(len(offsets) - 1, np.bool_)
-    normalise_ascii(content, offsets, ASCII_FOLDED, folded, ends, is_other)
+    normalise(content, offsets, ASCII_FOLDED, *_forms(), folded, ends, is_other)
     plain = text_array(folded[: ends[-1]], ends)
     if not is_other.any():
         return plain
     others = pa.array(is_other)
     return pc.replace_with_mask(plain, others, _normalised(as_text(captions).filter(others)))
+
+
+@functools.cache
+def _forms() -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8]]:
+    """The forms of all blocks in UTF-8; where that of each code point begins, and its bytes or `UNKNOWN`: [65536]."""
+    from dataengine.dedup.kernels.text import UNKNOWN
+
+    begins, sizes = np.zeros(1 << 16, np.int32), np.full(1 << 16, UNKNOWN, np.uint8)
+    points = np.concatenate([np.arange(*block) for block in _BLOCKS])
+    # Framed, so that a space is not taken for one at an end.
+    framed, ends = text_buffers(_normalised(pa.array([f"a{chr(point)}a" for point in points], pa.large_string())))
+    begins[points], sizes[points] = ends[:-1] + 1, np.diff(ends) - 2
+    same = np.concatenate([np.arange(*block) for block in _SAME_BLOCKS])
+    themselves = np.frombuffer("".join(map(chr, same)).encode(), np.uint8)
+    begins[same], sizes[same] = len(framed) + 3 * np.arange(len(same)), 3
+    return np.concatenate([framed, themselves]), begins, sizes
 
 
 def _normalised(captions: pa.Array) -> pa.Array:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+RECORDS = "row-hash-sketch/2"
+"""Names what `bands.RECORD` holds; part of every signature's description, and raised when it changes."""
 EMPTY = np.uint32(0xFFFFFFFF)
 """Every slot of a caption without shingles; such rows must not be banded."""
 
@@ -43,7 +45,8 @@ class SignatureSpec:
 
     def to_json(self) -> dict[str, Any]:
         """As stored with every table of signatures or bands."""
-        return {"scheme": "affine32", "normalisation": NORMALISATION, "num_perm": self.num_perm, **asdict(self)}
+        named = {"scheme": "affine32", "normalisation": NORMALISATION, "records": RECORDS}
+        return {**named, "num_perm": self.num_perm, **asdict(self)}
 
 
 def signatures(captions: pa.Array, spec: SignatureSpec) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ captions of emitted samples are in them: a caption that was dropped has no copy 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.dedup.against import open_bands
-from dataengine.dedup.bands import BAND_ROWS, NUM_SLOTS, read_records
-from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, find_copies, hash_slots
+from dataengine.dedup.bands import NUM_SLOTS, RECORD, BandTable
+from dataengine.dedup.caption_classes import CAPTION_ROWS, by_slot, find_copies
 from dataengine.dedup.caption_edges import sortable
 from dataengine.dedup.minhash import SignatureSpec
-from dataengine.dedup.routed import from_binary, to_binary
+from dataengine.dedup.routed import from_binary
 from dataengine.dedup.text_steps import CLASSES, own_captions
 from dataengine.keys import key_bytes
 from dataengine.schemas import SELECTION, TableSchema
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.slices import SlicedObject, read_each
+from dataengine.storage.slices import read_each
 from dataengine.storage.tables import read_table
 
 _KEPT = TableSchema("kept", pa.schema([CAPTION_ROWS.arrow.field(name) for name in ("key", "hash")]), sorted_by=())
@@ -62,8 +62,7 @@ class KeptCaptions(Step):
         there = np.isin(_values(texts, "key"), sortable(key_bytes(kept.column("key"))))
         rows = texts.select(["key", "hash"]).filter(pa.array(there)).combine_chunks()
         outputs.rows_in, outputs.rows_out = len(texts), len(rows)
-        slots = hash_slots(from_binary(rows.column("hash"), np.uint8))
-        outputs.slices("kept", _KEPT, by_slot(rows, slots, NUM_HASH_SLOTS))
+        outputs.slices("kept", _KEPT, *by_slot(rows, from_binary(rows.column("hash"), np.uint8)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class PublishCaptions(Step):
     """Writes the captions and band records of what is emitted into the claimed version."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     sources: tuple[str, ...]
     spec: SignatureSpec
 
@@ -104,14 +103,14 @@ class PublishCaptions(Step):
         emitted = _smallest_keys(pa.concat_tables([_KEPT.empty(), *read_each(kept, _KEPT, first, stop)]))
         stays, published = _published(rows, emitted)
         outputs.rows_in, outputs.rows_out = len(rows), len(published)
-        slots = hash_slots(from_binary(published.column("hash"), np.uint8))
+        hashes = from_binary(published.column("hash"), np.uint8)
         path = f"{folder}/captions/{part.name}.captions"
-        outputs.slices("captions", CAPTION_ROWS, by_slot(published, slots, NUM_HASH_SLOTS), path=path)
+        outputs.slices("captions", CAPTION_ROWS, *by_slot(published, hashes), path=path)
         spec = self.spec.to_json()
         for name, item in sorted(inputs.commit("dedup/signatures").objects.items()):
-            bands = open_bands(inputs.root, item.path, spec)
+            bands = BandTable(*open_bands(inputs.root, item.path, spec).records(RECORD, 0, NUM_SLOTS)).of_rows(stays)
             path = f"{folder}/captions/{part.name}.{name}"
-            outputs.slices(name, BAND_ROWS, list(kept_records(bands, stays)), {"spec": spec}, path=path)
+            outputs.records(name, bands.records, bands.starts, {"spec": spec}, path=path)
 
 
 def _smallest_keys(kept: pa.Table) -> pa.Table:
@@ -129,19 +128,6 @@ def _published(rows: pa.Table, emitted: pa.Table) -> tuple[NDArray[np.bool_], pa
     return stays, CAPTION_ROWS.table(
         {**{name: published.column(name) for name in ("hash", "caption")}, "key": emitted.column("key")}
     )
-
-
-def kept_records(bands: SlicedObject, stays: NDArray[np.bool_]) -> Iterator[pa.Table]:
-    """The records of rows that stay, slot by slot, numbered anew."""
-    numbers = (np.cumsum(stays) - 1).astype(np.uint32)
-    for batch in bands.batches(BAND_ROWS, 0, NUM_SLOTS):
-        if batch is None:
-            yield BAND_ROWS.empty()
-            continue
-        records = read_records(batch)
-        kept = records[stays[records["row"]]]
-        kept["row"] = numbers[kept["row"]]
-        yield pa.Table.from_arrays([to_binary(kept.view(np.uint64).reshape(len(kept), 2))], schema=BAND_ROWS.arrow)
 
 
 def _values(table: pa.Table, name: str) -> NDArray[np.bytes_]:

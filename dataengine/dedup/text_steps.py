@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.dedup.against import earlier_parts, fingerprints
-from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, find_copies, hash_slots
+from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, find_copies
 from dataengine.dedup.caption_edges import against_copies
 from dataengine.dedup.captions import caption_hashes, normalise_captions
 from dataengine.dedup.minhash import SignatureSpec
@@ -54,20 +55,23 @@ class RouteCaptions(Step):
         candidates = inputs.table(f"sources/{self.source}", "candidate", CANDIDATE, ["key", "caption"])
         samples = inputs.table(f"download/{self.source}", "sample", SAMPLE, ["status"])
         there = pc.equal(samples.column("status"), "ok")
-        routed = routed_captions(candidates.filter(there))
-        outputs.rows_in, outputs.rows_out = len(samples), sum(map(len, routed))
-        outputs.facts["nbytes"] = sum(table.nbytes for table in routed)
-        outputs.slices("captions", CAPTION_ROWS, routed)
+        routed, edges = routed_captions(candidates.filter(there))
+        outputs.rows_in, outputs.rows_out = len(samples), len(routed)
+        outputs.facts["nbytes"] = routed.nbytes
+        outputs.slices("captions", CAPTION_ROWS, routed, edges)
 
 
-def routed_captions(rows: pa.Table) -> list[pa.Table]:
-    """CAPTION_ROWS by slot, out of rows of key and caption; an empty caption says nothing, and is a copy of none."""
+def routed_captions(rows: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
+    """CAPTION_ROWS by slot of rows of key and caption, and where each slot begins.
+
+    An empty caption says nothing, and is a copy of none.
+    """
     captions = normalise_captions(rows.column("caption"))
     said = pc.greater(pc.binary_length(captions), 0)
     captions, keys = captions.filter(said), flat(rows.column("key").filter(said))
     hashes = caption_hashes(captions)
     table = CAPTION_ROWS.table({"key": to_binary(key_bytes(keys)), "hash": to_binary(hashes), "caption": captions})
-    return by_slot(table, hash_slots(hashes), NUM_HASH_SLOTS)
+    return by_slot(table, hashes)
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,12 @@ class CaptionClasses(Step):
         copies = find_copies(hashes, keys)
         classes = copies.table(keys)
         chosen = rows.take(pa.array(copies.representatives)).combine_chunks()
-        slots = hash_slots(hashes[copies.representatives])
         edges = self._edges(chosen, part, inputs)
         outputs.rows_in = len(rows)
         outputs.count({"caption_exact": len(classes), "against": len(edges)})
         outputs.table("class", CLASS, classes)
         outputs.table("edge", EDGE, edges)
-        outputs.slices("captions", CAPTION_ROWS, by_slot(chosen, slots, NUM_HASH_SLOTS))
+        outputs.slices("captions", CAPTION_ROWS, *by_slot(chosen, hashes[copies.representatives]))
         outputs.rows_out = len(chosen)
 
     def _edges(self, chosen: pa.Table, part: Part, inputs: Inputs) -> pa.Table:

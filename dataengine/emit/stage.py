@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -184,7 +183,7 @@ class RouteRows(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         rows = self._rows(part, inputs)
         outputs.rows_in = outputs.rows_out = len(rows)
-        outputs.slices(ROWS, emit_rows_schema(self.score_columns), route(rows, shards_of(inputs, self.source)))
+        outputs.slices(ROWS, emit_rows_schema(self.score_columns), *route(rows, shards_of(inputs, self.source)))
 
     def _rows(self, part: Part, inputs: Inputs) -> pa.Table:
         (selected,) = inputs.commits("select/selection")
@@ -219,8 +218,8 @@ def shards_of(inputs: Inputs, source: str) -> list[ShardPlan]:
     return [ShardPlan(**shard) for shard in planned.facts["shards"] if shard["source"] == source]
 
 
-def route(rows: pa.Table, shards: Sequence[ShardPlan]) -> list[pa.Table]:
-    """The rows of each of `shards`, in the order of `rows`; one empty table when there are no shards.
+def route(rows: pa.Table, shards: Sequence[ShardPlan]) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The rows by shard, each shard in the order of `rows`, and where each begins: int64 [shards + 1].
 
     Raises LedgerError when a row is in no shard.
     """
@@ -235,9 +234,8 @@ def route(rows: pa.Table, shards: Sequence[ShardPlan]) -> list[pa.Table]:
     last = np.array([shard.max_key for shard in shards], keys.dtype)
     if len(rows) and ((number < 0).any() or (keys > last[number]).any()):
         raise LedgerError("a kept row is in no planned shard; the plan is of another selection")
-    ordered = rows.take(np.argsort(number, kind="stable"))
-    bounds = np.searchsorted(np.sort(number), np.arange(len(shards) + 1)).tolist()
-    return [ordered.slice(begin, end - begin) for begin, end in pairwise(bounds)] or [rows.slice(0, 0)]
+    order = np.argsort(number, kind="stable")
+    return rows.take(order), np.searchsorted(number[order], np.arange(len(shards) + 1))
 
 
 def _text(values: pa.ChunkedArray) -> NDArray[np.bytes_]:

@@ -3,18 +3,19 @@
     slice 0 │ slice 1 │ ... │ offsets: uint64 [slices + 1] │ xxh3-64 of each slice: uint64 [slices] │ metadata: JSON │
     xxh3-64 of offsets to metadata: uint64 │ number of slices, bytes of metadata: uint32 ×2 │ magic (8)
 
-A slice is one Arrow record batch (IPC, uncompressed), so that reading it copies nothing. The footer costs 16 bytes a
-slice; a Parquet footer costs about a hundred for every row group and column, and each reducer reads every part's:
-at 600 parts and 768 buckets that came to more bytes than the rows.
+A slice is one Arrow record batch (IPC, uncompressed), or records of a fixed size, so that reading it copies
+nothing. The footer costs 16 bytes a slice; a Parquet footer costs about a hundred for every row group and column, and
+each reducer reads every part's: at 600 parts and 768 buckets that came to more bytes than the rows.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -36,31 +37,41 @@ _Read = TypeVar("_Read")
 class Sink(Protocol):
     """Where a sliced object is written."""
 
-    def write(self, content: bytes, /) -> int: ...
+    def write(self, content: bytes | memoryview, /) -> int: ...
 
 
-def write_slices(sink: Sink, slices: Iterable[pa.Table], metadata: Mapping[str, Any]) -> None:
-    """Write `slices`, in order; their bytes depend on nothing but the rows and `metadata` (plain JSON)."""
+def write_slices(sink: Sink, slices: Iterable[memoryview], metadata: Mapping[str, Any]) -> None:
+    """Write `slices` of bytes, in order; the object depends on nothing but them and `metadata` (plain JSON)."""
     offsets, checksums = [0], []
-    for table in slices:
-        body = _body(table)
+    for body in slices:
         checksums.append(xxhash.xxh3_64_intdigest(body))
-        offsets.append(offsets[-1] + body.size)
-        if body.size:
-            sink.write(memoryview(body).cast("B"))  # type: ignore[arg-type]
+        offsets.append(offsets[-1] + body.nbytes)
+        if body.nbytes:
+            sink.write(body)
     described = json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
     index = np.array([*offsets, *checksums], np.uint64).tobytes() + described
     counts = np.array([len(checksums), len(described)], np.uint32)
     sink.write(index + xxhash.xxh3_64_intdigest(index).to_bytes(8, "little") + counts.tobytes() + _MAGIC)
 
 
-def _body(table: pa.Table) -> pa.Buffer:
-    if not len(table):
-        return pa.py_buffer(b"")
+def batch_slices(table: pa.Table, edges: NDArray[np.int64]) -> Iterator[memoryview]:
+    """The rows of `table` between each two of `edges`, as record batches; no bytes for no rows.
+
+    Raises ValueError for strings of more than 2 GiB, which cannot be one array.
+    """
     batches = table.combine_chunks().to_batches()
-    if len(batches) > 1:  # strings of more than 2 GiB cannot be one array
-        raise ValueError(f"a slice of {table.nbytes} bytes does not fit one record batch; cut it smaller")
-    return batches[0].serialize()
+    if len(batches) > 1:
+        raise ValueError(f"{table.nbytes} bytes of strings do not fit one record batch; write fewer rows at once")
+    for start, stop in pairwise(edges.tolist()):
+        body = batches[0].slice(start, stop - start).serialize() if start < stop else b""
+        yield memoryview(body).cast("B")
+
+
+def record_slices(records: NDArray[Any], edges: NDArray[np.int64]) -> Iterator[memoryview]:
+    """The bytes of the contiguous `records` between each two of `edges`, which count along the first axis."""
+    content, width = records.reshape(-1).view(np.uint8).data, records.nbytes // max(len(records), 1)
+    for start, stop in pairwise((edges * width).tolist()):
+        yield content[start:stop]
 
 
 @dataclass(frozen=True)
@@ -88,24 +99,37 @@ class SlicedObject:
 
         Raises CorruptObject when a slice is not what was written, or has other columns than `schema`.
         """
-        batches = [batch for batch in self.batches(schema, first, stop) if batch is not None]
+        content, edges = self._content(first, stop)
+        batches = [
+            self._batch(schema, first + at, content[start:end])
+            for at, (start, end) in enumerate(pairwise(edges))
+            if start < end
+        ]
         return pa.Table.from_batches(batches, schema.arrow)
 
-    def batches(self, schema: TableSchema, first: int, stop: int) -> list[pa.RecordBatch | None]:
-        """As `read`, slice by slice; None for an empty one."""
-        begin, end = int(self.offsets[first]), int(self.offsets[stop])
-        content = pa.py_buffer(self.root.get_range(self.path, begin, end - begin) if begin < end else b"")
-        return [self._batch(schema, number, content, begin) for number in range(first, stop)]
+    def records(self, dtype: np.dtype[Any], first: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The records of slices `first` to `stop` - 1, likewise, and where each slice begins: int64 [slices + 1]."""
+        content, edges = self._content(first, stop)
+        starts, rest = np.divmod(np.array(edges, np.int64), dtype.itemsize)
+        if rest.any():
+            raise CorruptObject(f"{self.root.address(self.path)}: no records of {dtype.itemsize} bytes")
+        return np.frombuffer(content, dtype), starts
 
-    def _batch(self, schema: TableSchema, number: int, content: pa.Buffer, begin: int) -> pa.RecordBatch | None:
-        here, there = int(self.offsets[number]) - begin, int(self.offsets[number + 1]) - begin
-        if here == there:
-            return None
-        body = content.slice(here, there - here)
-        if xxhash.xxh3_64_intdigest(body) != int(self.checksums[number]):
-            raise CorruptObject(f"{self.root.address(self.path)}: slice {number} is not what was written")
+    def _content(self, first: int, stop: int) -> tuple[memoryview, list[int]]:
+        """The bytes of slices `first` to `stop` - 1, proven to be those written, and where each begins and ends."""
+        begin = int(self.offsets[first])
+        edges = [offset - begin for offset in self.offsets[first : stop + 1].tolist()]
+        content = memoryview(self.root.get_range(self.path, begin, edges[-1]) if edges[-1] else b"")
+        for at, ((start, end), checksum) in enumerate(
+            zip(pairwise(edges), self.checksums[first:stop].tolist(), strict=True)
+        ):
+            if xxhash.xxh3_64_intdigest(content[start:end]) != checksum:
+                raise CorruptObject(f"{self.root.address(self.path)}: slice {first + at} is not what was written")
+        return content, edges
+
+    def _batch(self, schema: TableSchema, number: int, body: memoryview) -> pa.RecordBatch:
         try:
-            batch = pa.ipc.read_record_batch(body, schema.arrow)
+            batch = pa.ipc.read_record_batch(pa.py_buffer(body), schema.arrow)
             batch.validate()
         except (pa.ArrowException, OSError) as error:
             raise CorruptObject(
@@ -119,11 +143,11 @@ def read_each(objects: Sequence[SlicedObject], schema: TableSchema, first: int, 
     return _each(objects, lambda item: item.read(schema, first, stop))
 
 
-def read_batches(
-    objects: Sequence[SlicedObject], schema: TableSchema, first: int, stop: int
-) -> list[list[pa.RecordBatch | None]]:
-    """`SlicedObject.batches` of each object, likewise."""
-    return _each(objects, lambda item: item.batches(schema, first, stop))
+def read_each_records(
+    objects: Sequence[SlicedObject], dtype: np.dtype[Any], first: int, stop: int
+) -> list[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """`SlicedObject.records` of each object, likewise."""
+    return _each(objects, lambda item: item.records(dtype, first, stop))
 
 
 def _each(objects: Sequence[SlicedObject], read: Callable[[SlicedObject], _Read]) -> list[_Read]:

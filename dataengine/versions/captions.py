@@ -13,17 +13,16 @@ import polars as pl
 import pyarrow as pa
 
 from dataengine.analyst.dataset import Dataset
-from dataengine.dedup.bands import BAND_ROWS, NUM_SLOTS
-from dataengine.dedup.caption_classes import CAPTION_ROWS, NUM_HASH_SLOTS, by_slot, hash_slots
+from dataengine.dedup.bands import NUM_SLOTS, RECORD, BandTable
+from dataengine.dedup.caption_classes import CAPTION_ROWS, by_slot
 from dataengine.dedup.captions import normalise_captions
-from dataengine.dedup.publish_steps import kept_records
 from dataengine.dedup.routed import from_binary, to_binary
 from dataengine.keys import hex_keys, key_bytes
-from dataengine.storage.slices import SlicedObject, write_slices
+from dataengine.storage.slices import SlicedObject, batch_slices, record_slices, write_slices
 from dataengine.storage.store import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 def cut_captions(
@@ -57,16 +56,16 @@ def _rows(table: SlicedObject) -> pa.Table:
 def _captions(rows: pa.Table, owners: list[str]) -> bytes:
     keys = to_binary(key_bytes(pa.array(owners, pa.string())) if owners else np.zeros((0, 16), np.uint8))
     owned = CAPTION_ROWS.table({"key": keys, "hash": rows.column("hash"), "caption": rows.column("caption")})
-    slots = hash_slots(from_binary(owned.column("hash"), np.uint8))
-    return _sliced(by_slot(owned, slots, NUM_HASH_SLOTS), {})
+    return _sliced(batch_slices(*by_slot(owned, from_binary(owned.column("hash"), np.uint8))), {})
 
 
 def _bands(table: SlicedObject, stays: np.ndarray[Any, np.dtype[np.bool_]]) -> bytes:
     assert table.num_slices == NUM_SLOTS
-    return _sliced([BAND_ROWS.check(rows) for rows in kept_records(table, stays)], table.metadata)
+    bands = BandTable(*table.records(RECORD, 0, NUM_SLOTS)).of_rows(stays)
+    return _sliced(record_slices(bands.records, bands.starts), table.metadata)
 
 
-def _sliced(slices: list[pa.Table], metadata: Mapping[str, Any]) -> bytes:
+def _sliced(slices: Iterable[memoryview], metadata: Mapping[str, Any]) -> bytes:
     sink = io.BytesIO()
     write_slices(sink, slices, metadata)
     return sink.getvalue()

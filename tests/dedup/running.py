@@ -57,12 +57,12 @@ class GivenCaptions(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         captions = self.captions[part.spec["start"] :][: self.part_rows]
         keys = url_keys("s", captions_names(captions, part.spec["start"]))
-        routed = routed_captions(
+        routed, edges = routed_captions(
             pa.table({"key": pa.array(keys, pa.string()), "caption": pa.array(captions, pa.string())})
         )
-        outputs.rows_in, outputs.rows_out = len(captions), sum(map(len, routed))
-        outputs.facts["nbytes"] = sum(table.nbytes for table in routed)
-        outputs.slices("captions", CAPTION_ROWS, routed)
+        outputs.rows_in, outputs.rows_out = len(captions), len(routed)
+        outputs.facts["nbytes"] = routed.nbytes
+        outputs.slices("captions", CAPTION_ROWS, routed, edges)
 
 
 def captions_names(captions: tuple[str, ...], start: int) -> list[str]:

@@ -46,6 +46,12 @@ def test_one_caption_a_million_times_is_a_class_of_a_million_rows() -> None:
 
 
 def test_rows_are_cut_by_slot_in_their_order() -> None:
-    rows = pa.table({"key": list(range(7))})
-    cut = by_slot(rows, np.array([3, 0, 3, 1, 0, 3, 1]), 4)
-    assert [table["key"].to_pylist() for table in cut] == [[1, 4], [3, 6], [], [0, 2, 5]]
+    rows, hashes = pa.table({"key": list(range(7))}), np.zeros((7, 16), np.uint8)
+    hashes[:, 0] = [3, 0, 3, 1, 0, 3, 255]
+    cut, edges = by_slot(rows, hashes)
+    assert cut["key"].to_pylist() == [1, 4, 3, 0, 2, 5, 6]
+    assert edges.tolist() == [0, 2, 3, 3, *[6] * 252, 7]
+    again, same = by_slot(cut, hashes[cut["key"].to_numpy()])
+    assert again.equals(cut)
+    assert np.array_equal(same, edges)
+    assert by_slot(rows.slice(0, 0), hashes[:0])[1].tolist() == [0] * 257

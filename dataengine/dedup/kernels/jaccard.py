@@ -35,7 +35,7 @@ def mark_shingles(
         longest = max(longest, offsets[row + 1] - offsets[row])
         total += (offsets[row + 1] - offsets[row]) * wanted[row]
     points, places = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.int64)
-    words, values = np.empty((longest + 1, 2), np.int64), np.empty(longest + 1, np.uint64)
+    words, values = np.empty((longest // 2 + 1, 4), np.uint64), np.empty(longest + 1, np.uint64)
     room = 64
     while room < 2 * (longest + 1):
         room *= 2
@@ -144,7 +144,7 @@ def similarities(
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
     points, places = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.int64)
-    words, values = np.empty((longest + 1, 2), np.int64), np.empty(longest + 1, np.uint64)
+    words, values = np.empty((longest // 2 + 1, 4), np.uint64), np.empty(longest + 1, np.uint64)
     room = 64
     while room < 2 * (longest + 1):
         room *= 2

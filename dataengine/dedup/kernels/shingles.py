@@ -21,6 +21,15 @@ def decode(
 
     A sequence that is cut off at `stop` is read no further.
     """
+    highest = np.uint8(0)
+    for at in range(start, stop):
+        highest |= content[at]
+    if highest < 0x80:  # most captions: as many code points as bytes, which is a loop of vectors
+        for at in range(stop - start):
+            points[at] = content[start + at]
+            places[at] = start + at
+        places[stop - start] = stop
+        return stop - start
     count = 0
     at = start
     while at < stop:
@@ -60,24 +69,32 @@ def _stands_alone(point: Any) -> Any:
 
 
 @compiled
-def cut_words(points: NDArray[np.uint32], num_points: int, words: NDArray[np.int64]) -> int:
-    """Write the first and the last-plus-one code point of each word to `words` [words, 2]; their number.
+def cut_words(points: NDArray[np.uint32], num_points: int, words: NDArray[np.uint64]) -> int:
+    """Write what each word is to `words` [words, 4]; their number, at most half that of the bytes, and one.
 
-    A word is a run without spaces; each character of a script that is written without them is one of its own.
+    Its columns: the first and the last-plus-one code point, Σ c·M**k mod 2**64 over its code points, and M to the power
+    of their number. A word is a run without spaces; each character of a script that is written without them is one of
+    its own.
     """
     count = 0
-    inside = False
-    for at in range(num_points):
+    at = 0
+    while at < num_points:
         point = points[at]
         if point == 32:
-            inside = False
-        elif inside and not _stands_alone(point) and not _stands_alone(points[at - 1]):
-            words[count - 1, 1] = at + 1
-        else:
-            words[count, 0] = at
-            words[count, 1] = at + 1
-            count += 1
-            inside = True
+            at += 1
+            continue
+        first, value, power = at, np.uint64(point), _MULTIPLIER
+        at += 1
+        if not _stands_alone(point):
+            while at < num_points and points[at] != 32 and not _stands_alone(points[at]):
+                value = value * _MULTIPLIER + np.uint64(points[at])
+                power *= _MULTIPLIER
+                at += 1
+        words[count, 0] = first
+        words[count, 1] = at
+        words[count, 2] = value
+        words[count, 3] = power
+        count += 1
     return count
 
 
@@ -85,7 +102,7 @@ def cut_words(points: NDArray[np.uint32], num_points: int, words: NDArray[np.int
 def polynomials(
     points: NDArray[np.uint32],
     num_points: int,
-    words: NDArray[np.int64],
+    words: NDArray[np.uint64],
     num_words: int,
     size: int,
     by_word: bool,
@@ -105,12 +122,9 @@ def polynomials(
         return count
     count = max(num_words - size + 1, 0)
     for first in range(count):
-        value = np.uint64(0)
-        for word in range(first, first + size):
-            if word > first:
-                value = value * _MULTIPLIER + np.uint64(32)
-            for at in range(words[word, 0], words[word, 1]):
-                value = value * _MULTIPLIER + np.uint64(points[at])
+        value = words[first, 2]
+        for word in range(first + 1, first + size):
+            value = (value * _MULTIPLIER + np.uint64(32)) * words[word, 3] + words[word, 2]
         out[first] = value
     return count
 
@@ -124,10 +138,13 @@ def shingle_polynomials(
     by_word: bool,
     points: NDArray[np.uint32],
     places: NDArray[np.int64],
-    words: NDArray[np.int64],
+    words: NDArray[np.uint64],
     out: NDArray[np.uint64],
 ) -> int:
-    """`polynomials` of the caption `content[start:stop]`; the other arrays are scratch of its length in bytes + 1."""
+    """`polynomials` of the caption `content[start:stop]`; the others are scratch of its length in bytes + 1.
+
+    `words` is of half that length, as `cut_words` says.
+    """
     num_points = decode(content, start, stop, points, places)
     num_words = cut_words(points, num_points, words) if by_word else 0
     return polynomials(points, num_points, words, num_words, size, by_word, out)
@@ -142,7 +159,7 @@ def sha1_shingles(
     by_word: bool,
     points: NDArray[np.uint32],
     places: NDArray[np.int64],
-    words: NDArray[np.int64],
+    words: NDArray[np.uint64],
     message: NDArray[np.uint8],
     schedule: NDArray[np.uint32],
     out: NDArray[np.uint32],
@@ -154,9 +171,9 @@ def sha1_shingles(
     for first in range(count):
         length = 0
         for token in range(first, first + size):
-            begin, end = token, token + 1
+            begin, end = np.int64(token), np.int64(token + 1)
             if by_word:
-                begin, end = words[token, 0], words[token, 1]
+                begin, end = np.int64(words[token, 0]), np.int64(words[token, 1])
                 if token > first:
                     message[length] = 32
                     length += 1
@@ -176,7 +193,7 @@ def count_shingles(
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
     points, places = np.empty(longest + 1, np.uint32), np.empty(longest + 1, np.int64)
-    words = np.empty((longest + 1, 2), np.int64)
+    words = np.empty((longest // 2 + 1, 4), np.uint64)
     for row in range(len(offsets) - 1):
         tokens = decode(content, offsets[row], offsets[row + 1], points, places)
         if by_word:
