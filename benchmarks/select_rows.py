@@ -7,7 +7,7 @@ reads it through its own code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,17 +250,3 @@ def _edges(keys: Keys, num_edges: int) -> pa.Table:
         "phash_distance": random.integers(0, 20, num_edges).astype(np.int16),
     }
     return table_of(EDGE, columns, num_edges)
-
-
-def score_files(run: FinishedRun) -> Iterator[tuple[str, str]]:
-    """(samples, scores): the files of each part, for peers."""
-    for source in SOURCES:
-        samples, scores = (
-            unit.read_complete(path)
-            for unit, path in (run.units[f"download/{source}"], run.units[f"score/clip.{source}"])
-        )
-        for sample, score in zip(samples, scores, strict=True):
-            yield (
-                run.root.address(sample.objects["sample"].path),
-                run.root.address(score.objects["score"].path),
-            )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import polars as pl
 import pyarrow as pa
 
 from dataengine.schemas import TableSchema, manifest_schema
+from dataengine.storage.ahead import map_ahead
 from dataengine.storage.tables import read_table
 from dataengine.trainer.manifest import Version, open_version
 
-_PARTS_AT_ONCE = 64
+_PARTS_AHEAD = 32
 _REQUESTS_AT_ONCE = 16
 
 
@@ -63,10 +63,8 @@ class Dataset:
         """
         version = self.version
         paths = [version.locate(path) for path in version.tables(name)]
-        with ThreadPoolExecutor(os.cpu_count() if version.is_local else _REQUESTS_AT_ONCE) as threads:
-            for start in range(0, len(paths), _PARTS_AT_ONCE):
-                few = paths[start : start + _PARTS_AT_ONCE]
-                yield from threads.map(lambda path: read_table(version.root, path, schema, columns), few)
+        num_threads = os.cpu_count() or 1 if version.is_local else _REQUESTS_AT_ONCE
+        return map_ahead(lambda path: read_table(version.root, path, schema, columns), paths, num_threads, _PARTS_AHEAD)
 
     def score_names(self) -> list[str]:
         """The score columns of this version's samples table, in order."""
