@@ -16,6 +16,7 @@ from dataengine.config.select import SelectConfig
 from dataengine.contract import Inputs, Machine, Outputs, WholeUnit
 from dataengine.job import utc_now
 from dataengine.select.columns import Columns
+from dataengine.select.pool import ROWS_AT_ONCE
 from dataengine.select.question import Question
 from dataengine.select.rules import first_failed, states
 from dataengine.select.selection import Selector
@@ -98,7 +99,7 @@ def rules_ours(folder: Path, num_rows: int) -> dict[str, Any]:
 
     for _, _, table in step.reader(inputs_of(folder), THREADS).tables(names):
         waiting.append(table)
-        if sum(map(len, waiting)) >= 1_000_000:
+        if sum(map(len, waiting)) >= ROWS_AT_ONCE:
             judge()
     if waiting:
         judge()

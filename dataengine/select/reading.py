@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_STEPS = ("dedup/classes", "dedup/caption-classes")
-_PARTS_AHEAD = 32
+_PARTS_AHEAD = 64
 Part = TypeVar("Part")
 
 
