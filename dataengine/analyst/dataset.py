@@ -21,7 +21,7 @@ from dataengine.storage.ahead import map_ahead
 from dataengine.storage.tables import read_table
 from dataengine.trainer.manifest import Version, open_version
 
-_PARTS_AHEAD = 32
+_PARTS_AHEAD = 16
 _REQUESTS_AT_ONCE = 16
 
 

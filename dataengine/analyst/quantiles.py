@@ -87,16 +87,27 @@ def at_ranks(values: NDArray[np.float32], ranks: NDArray[np.int64]) -> NDArray[n
 
     Counting leading bits tells which few values to sort: a seventh of the time that sorting all of them takes.
     """
-    leading = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-    sizes = np.bincount(leading, minlength=len(_ASCENDING))[_ASCENDING]
+    sizes = sum((np.bincount(_leading(some), minlength=_NUM_LEADING) for some in _pieces(values)), _NONE)[_ASCENDING]
     place = np.searchsorted(np.cumsum(sizes), ranks, side="right")
-    wanted = np.zeros(len(_ASCENDING), np.bool_)
+    wanted = np.zeros(_NUM_LEADING, np.bool_)
     wanted[place] = True
     num_skipped = np.cumsum(np.where(wanted, 0, sizes))
     among = np.zeros_like(wanted)
     among[_ASCENDING] = wanted
-    return np.sort(values[among[leading]])[ranks - num_skipped[place]]
+    few = np.concatenate([some[among[_leading(some)]] for some in _pieces(values)])
+    return np.sort(few)[ranks - num_skipped[place]]
 
 
+def _leading(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return values.view(np.uint32) >> np.uint32(16)
+
+
+def _pieces(values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    return [values[at : at + _ROWS_AT_ONCE] for at in range(0, len(values), _ROWS_AT_ONCE)]
+
+
+_ROWS_AT_ONCE = 1 << 20
+_NUM_LEADING = 1 << 16
+_NONE = np.zeros(_NUM_LEADING, np.int64)
 _ASCENDING = np.concatenate([np.arange(0xFFFF, 0x7FFF, -1), np.arange(0x8000)])
 """The leading 16 bits of float32, in the order of the numbers that begin with them."""
