@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.select_rows import PART_ROWS, Source, captions, sources_of, table_of, urls
 from dataengine.schemas import FUNNEL, HISTOGRAM, LEDGER, SHARDS, manifest_schema
 from dataengine.select.keyed import Keys
+from dataengine.storage.tables import parquet_bytes
 
 SCORES = ("clip_score", "aesthetic")
 LEDGER_ROWS = 1_000_000
@@ -86,7 +86,7 @@ def _funnel(sources: list[Source]) -> pa.Table:
 
 def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=65_536)
+    path.write_bytes(parquet_bytes(table))
 
 
 def _write_manifest(folder: Path, sources: list[Source], num_shards: int) -> None:

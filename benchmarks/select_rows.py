@@ -7,7 +7,7 @@ reads it through its own code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataengine.schemas import CANDIDATE, CAPTIONS, CLASS, EDGE, SAMPLE, TableSchema, score_schema
 from dataengine.select.keyed import Keys
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory
 from dataengine.storage.store import Root
+from dataengine.storage.tables import parquet_bytes
 
 PART_ROWS = 10_000
 SOURCES = {"laion": 0.25, "redcaps": 0.2, "megalith": 0.4, "cc12m": 0.15}
 SCORE = score_schema(("clip_score",), ("aesthetic", "nsfw", "watermark"), measures=True)
 EDGE_ROWS = 200_000
+EDGE_STEPS = ("dedup/caption-classes", "dedup/images")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def write_run(folder: Path, num_rows: int, num_edges: int) -> Keys:
                            (f"score/clip.{source.name}", "score")):  # fmt: skip
             writer.complete(step, [commits[name] for commits in tables])
     writer.complete("dedup/classes", [writer.part("dedup/classes", 0, "class", CLASS, _classes(keys, num_rows // 10))])
+    writer.complete("dedup/caption-classes", [])  # no captions were compared
     edges = _edges(keys, num_edges)
     pieces = [edges.slice(at, EDGE_ROWS) for at in range(0, max(num_edges, 1), EDGE_ROWS)]
     writer.complete(
@@ -112,8 +114,7 @@ class _Writer:
         place = self.root.local_path(path)
         assert place is not None
         place.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, place, compression="zstd", compression_level=3, row_group_size=65_536,
-                       write_page_checksum=True)  # fmt: skip
+        place.write_bytes(parquet_bytes(table))
         item = ObjectRef(path, place.stat().st_size, f"{number:064x}", len(table))
         return Commit(part, "first", {}, {name: item}, len(table), len(table), facts={"content_sha256": ""})
 
@@ -249,17 +250,3 @@ def _edges(keys: Keys, num_edges: int) -> pa.Table:
         "phash_distance": random.integers(0, 20, num_edges).astype(np.int16),
     }
     return table_of(EDGE, columns, num_edges)
-
-
-def score_files(run: FinishedRun) -> Iterator[tuple[str, str]]:
-    """(samples, scores): the files of each part, for peers."""
-    for source in SOURCES:
-        samples, scores = (
-            unit.read_complete(path)
-            for unit, path in (run.units[f"download/{source}"], run.units[f"score/clip.{source}"])
-        )
-        for sample, score in zip(samples, scores, strict=True):
-            yield (
-                run.root.address(sample.objects["sample"].path),
-                run.root.address(score.objects["score"].path),
-            )

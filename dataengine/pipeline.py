@@ -40,6 +40,7 @@ from dataengine.select.stage import Select
 from dataengine.sources.in_place import IndexImages, IndexImg2Dataset, IndexTars
 from dataengine.sources.stage import MergeTable, ScanTable
 from dataengine.storage.rundir import digest
+from dataengine.storage.tables import TABLE_FORMAT
 
 STAGES = ("sources", "download", "score", "dedup", "select", "emit")
 
@@ -80,7 +81,7 @@ def _recipes(steps: Sequence[Step], known: Mapping[str, str] | None = None) -> d
         below = {need.step: found.get(need.step) or (known or {})[need.step] for need in step.needs}
         kind = type(step).__name__
         record = {"step": kind, "version": step.version, "identity": dict(step.identity()), "needs": below}
-        found[step.name] = digest(record)
+        found[step.name] = digest(record | {"tables": TABLE_FORMAT})
     return found
 
 

@@ -7,15 +7,22 @@ is the manifest's word alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
-from dataengine.schemas import manifest_schema
+from dataengine.schemas import TableSchema, manifest_schema
+from dataengine.storage.ahead import map_ahead
+from dataengine.storage.tables import read_table
 from dataengine.trainer.manifest import Version, open_version
+
+_PARTS_AHEAD = 16
+_REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,16 @@ class Dataset:
     def histogram(self) -> pl.LazyFrame:
         """Scored and emitted samples by source, score and bin (schemas.HISTOGRAM)."""
         return self.scan(["stats/histogram.parquet"])
+
+    def parts(self, name: str, schema: TableSchema, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns (in schema order) of the table `name`, part by part in order; a few are read ahead.
+
+        Raises CorruptObject when a part is not such a table.
+        """
+        version = self.version
+        paths = [version.locate(path) for path in version.tables(name)]
+        num_threads = os.cpu_count() or 1 if version.is_local else _REQUESTS_AT_ONCE
+        return map_ahead(lambda path: read_table(version.root, path, schema, columns), paths, num_threads, _PARTS_AHEAD)
 
     def score_names(self) -> list[str]:
         """The score columns of this version's samples table, in order."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from dataengine.analyst.dataset import Dataset
+from dataengine.analyst.quantiles import score_values, summary
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -56,21 +57,14 @@ def per_source(dataset: Dataset) -> pl.DataFrame:
 def score_quantiles(dataset: Dataset, quantiles: Sequence[float] = QUANTILES) -> pl.DataFrame:
     """Quantiles of every score of the emitted samples, one row per source and score, sorted so.
 
-    Columns: source, score, num_scored, num_missing, min, q1 ... q99 (of 100, one per quantile asked), max.
+    Columns: source, score, num_scored, num_missing, min, q1 ... q99 (of 100, one per quantile asked), max. Raises
+    CorruptObject when a part cannot be read, or there are other samples than the manifest counts.
     """
-    frames = [_quantiles_of(dataset.samples(), score, quantiles) for score in dataset.score_names()]
-    if not frames:
-        return _quantiles_of(pl.LazyFrame(schema={"source": pl.String, "": pl.Float32}), "", quantiles).collect()
-    return pl.concat(pl.collect_all(frames)).sort("source", "score")
-
-
-def _quantiles_of(samples: pl.LazyFrame, score: str, quantiles: Sequence[float]) -> pl.LazyFrame:
-    value = pl.col(score)
-    return samples.group_by("source").agg(
-        pl.lit(score).alias("score"),
-        value.count().alias("num_scored"),
-        value.null_count().alias("num_missing"),
-        value.min().alias("min"),
-        *(value.quantile(quantile, "linear").alias(f"q{quantile * 100:g}") for quantile in quantiles),
-        value.max().alias("max"),
-    )
+    rows = [
+        {"source": source, "score": score, **summary(values, quantiles)}
+        for source, score, values in score_values(dataset, dataset.score_names())
+    ]
+    marks = ("min", *(f"q{quantile * 100:g}" for quantile in quantiles), "max")
+    schema: dict[str, type[pl.DataType]] = {"source": pl.String, "score": pl.String}
+    schema |= dict.fromkeys(("num_scored", "num_missing"), pl.Int64) | dict.fromkeys(marks, pl.Float64)
+    return pl.DataFrame(rows, schema=schema).sort("source", "score")

@@ -50,9 +50,13 @@ class _Tally(NamedTuple):
 
 
 def in_order(links: Links, order: NDArray[np.int32]) -> Links:
-    """`links` with a label by place of `order`, and labels numbered by their first place; others are left out."""
-    labels, numbers, olds = _number(order, links.labels)
-    starts, at = _carried(olds, numbers, links.starts, links.others)
+    """`links` with a label by place of `order`, and labels numbered by their first place.
+
+    Left out are labels without a place, and edges to labels of which every row comes before the first of this one: the
+    cover looks only forwards, so that is nearly half of all edges.
+    """
+    labels, numbers, olds, first, last = _number(order, links.labels)
+    starts, at = _carried(olds, numbers, first, last, links.starts, links.others)
     return links._replace(
         labels=labels,
         starts=starts,
@@ -65,30 +69,37 @@ def in_order(links: Links, order: NDArray[np.int32]) -> Links:
 @compiled
 def _number(
     order: NDArray[np.int32], labels: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """The new label by place, the new label by old one (-1 for none), and the old one by new one."""
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """The new label by place, the new label by old one (-1 for none), and by new one: the old, first and last place."""
     found, numbers = np.empty(len(order), np.int32), np.full(len(labels), -1, np.int32)
-    olds = np.empty(len(order), np.int32)
+    olds, first, last = np.empty(len(order), np.int32), np.empty(len(order), np.int32), np.empty(len(order), np.int32)
     count = 0
     for place in range(len(order)):
         label = labels[order[place]]
         if numbers[label] < 0:
-            numbers[label], olds[count] = count, label
+            numbers[label], olds[count], first[count] = count, label, place
             count += 1
         found[place] = numbers[label]
-    return found, numbers, olds[:count].copy()
+        last[numbers[label]] = place
+    return found, numbers, olds[:count].copy(), first, last
 
 
 @compiled
 def _carried(
-    olds: NDArray[np.int32], numbers: NDArray[np.int32], starts: NDArray[np.int64], others: NDArray[np.int32]
+    olds: NDArray[np.int32],
+    numbers: NDArray[np.int32],
+    first: NDArray[np.int32],
+    last: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    others: NDArray[np.int32],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts by new label, and which of the edges are carried over: those to a label that has a number."""
+    """Starts by new label, and which of the edges are carried over: those to a label with a place after its first."""
     new_starts, at = np.zeros(len(olds) + 1, np.int64), np.empty(len(others), np.int64)
     count = 0
     for label in range(len(olds)):
         for edge in range(starts[olds[label]], starts[olds[label] + 1]):
-            if numbers[others[edge]] >= 0:
+            number = numbers[others[edge]]
+            if number >= 0 and last[number] > first[label]:
                 at[count] = edge
                 count += 1
         new_starts[label + 1] = count

@@ -29,7 +29,8 @@ RuleKey = tuple[str, "Rule"]
 Reason = tuple[str | None, str | None]
 """Stage and reason of a drop."""
 KEPT: Reason = (None, None)
-_ROWS_AT_ONCE = 1_000_000
+ROWS_AT_ONCE = 250_000
+"""Rows judged together: enough that calls cost nothing, few enough that others are read meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class PoolBuilder:
         self._source.append(np.full(len(table), self.sources.index(source), np.int16))
         self._waiting.append(table)
         self._num_waiting += len(table)
-        if self._num_waiting >= _ROWS_AT_ONCE:
+        if self._num_waiting >= ROWS_AT_ONCE:
             self._flush()
 
     def finish(self) -> Pool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
@@ -18,8 +17,9 @@ from dataengine.schemas import CANDIDATE, CELL, CLASS, EDGE, SAMPLE, SELECTION, 
 from dataengine.select.columns import CANDIDATE_COLUMNS, EXTRA, NAMED_CAPTION, SAMPLE_COLUMNS, Columns
 from dataengine.select.duplicates import Duplicates, DuplicatesBuilder
 from dataengine.select.keyed import ABSENT, KeyIndex, Keys
-from dataengine.select.pool import Pool, PoolBuilder
+from dataengine.select.pool import Block, Pool, PoolBuilder
 from dataengine.select.question import Question
+from dataengine.storage.ahead import map_ahead
 from dataengine.storage.inputs import find_files
 from dataengine.storage.rundir import Commit
 from dataengine.storage.store import Root
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 CLASS_STEPS = ("dedup/classes", "dedup/caption-classes")
 TAKEDOWN = "takedown"
 """The rule that stands before all others where something was taken down, and its reason."""
-_PARTS_AT_ONCE = 32
+_PARTS_AHEAD = 64
+Part = TypeVar("Part")
 
 
 def cells_step(source: str) -> str:
@@ -92,9 +93,9 @@ class Reader:
 
     def tables(self, read: Sequence[str]) -> Iterator[tuple[str, str, pa.Table]]:
         """(source, part, the columns `read` of its candidates), in the order of the pool."""
-        for source in self.sources:
-            for part, table in self._each(list(self._parts(source)), self._part, read):
-                yield source, part[0].part, table
+        parts = [(source, commits) for source in self.sources for commits in self._parts(source)]
+        for (source, commits), table in self._each(parts, lambda part: self._part(part[1], read)):
+            yield source, commits[0].part, table
 
     def duplicates(self, pool: Pool, question: Question) -> Duplicates:
         """What dedup found among the pool's rows, in the respects that the question asks about."""
@@ -109,12 +110,15 @@ class Reader:
 
     def captions(self, pool: Pool, wanted: NDArray[np.bool_]) -> pl.Series:
         """The primary captions of the pool's `wanted` rows (bool [rows]), in their order."""
-        blocks = iter(pool.blocks)
-        texts = []
-        for source in self.sources:
-            for _, table in self._each(self.inputs.commits(f"sources/{source}"), self._caption):
-                block = next(blocks)
-                texts.append(table.column("caption").filter(pa.array(wanted[block.begin : block.end])))
+        commits = [commit for source in self.sources for commit in self.inputs.commits(f"sources/{source}")]
+        parts = list(zip(pool.blocks, commits, strict=True))
+
+        def read(part: tuple[Block, Commit]) -> pa.Table:
+            block, commit = part
+            table = read_table(self.inputs.root, commit.objects["candidate"].path, CANDIDATE, ["caption"])
+            return table.filter(pa.array(wanted[block.begin : block.end]))
+
+        texts = [table.column("caption") for _, table in self._each(parts, read)]
         captions = pl.from_arrow(pa.chunked_array([chunk for text in texts for chunk in text.chunks], pa.string()))
         return pl.Series(captions)
 
@@ -144,12 +148,9 @@ class Reader:
         step = f"sources/{source}"
         return selected.reads.get(step) == self.inputs.whole[step].digest()
 
-    def _each(self, parts: Sequence[Any], read: Any, *arguments: Any) -> Iterator[tuple[Any, pa.Table]]:
-        """Each part with what `read` makes of it, in order; a few are read ahead, and no more held."""
-        with ThreadPoolExecutor(self.num_threads) as threads:
-            for start in range(0, len(parts), _PARTS_AT_ONCE):
-                few = parts[start : start + _PARTS_AT_ONCE]
-                yield from zip(few, threads.map(lambda part: read(part, *arguments), few), strict=True)
+    def _each(self, parts: Sequence[Part], read: Callable[[Part], pa.Table]) -> Iterator[tuple[Part, pa.Table]]:
+        """Each part with what `read` makes of it, in order."""
+        return zip(parts, map_ahead(read, parts, self.num_threads, _PARTS_AHEAD), strict=True)
 
     def _tables(self, step: str, name: str, schema: TableSchema) -> Iterator[pa.Table]:
         def read(commit: Commit) -> pa.Table:
@@ -157,9 +158,6 @@ class Reader:
 
         for _, table in self._each(self.inputs.commits(step), read):
             yield table
-
-    def _caption(self, commit: Commit) -> pa.Table:
-        return read_table(self.inputs.root, commit.objects["candidate"].path, CANDIDATE, ["caption"])
 
     def _parts(self, source: str) -> Iterator[tuple[Commit, ...]]:
         """By part: the commits of candidates, samples and of each scorer."""
@@ -171,13 +169,13 @@ class Reader:
         candidate, sample, *scores = commits
         root = self.inputs.root
         found = dict(self._candidate(candidate, read))
-        names = [name for name in SAMPLE_COLUMNS if name in read]
-        samples = read_table(root, sample.objects["sample"].path, SAMPLE, names)
-        found |= dict(zip(names, samples.columns, strict=True))
+        tables = [(sample, "sample", SAMPLE, list(SAMPLE_COLUMNS))]
         for commit, (scorer, schema) in zip(scores, self.columns.scores, strict=True):
-            names = [field.name for field in self.columns.of_scores[scorer] if field.name in read]
+            tables.append((commit, "score", schema, [field.name for field in self.columns.of_scores[scorer]]))
+        for commit, name, schema, of_table in tables:
+            names = [name for name in of_table if name in read]
             if names:
-                table = read_table(root, commit.objects["score"].path, schema, names)
+                table = read_table(root, commit.objects[name].path, schema, names)
                 found |= dict(zip(names, table.columns, strict=True))
         return pa.table({name: found[name] for name in read if name in found})
 
@@ -188,6 +186,8 @@ class Reader:
             column: [name for name in names if f"{begin}{name}" in read] for column, (begin, names) in maps.items()
         }
         wanted = [*plain, *(column for column, names in inside.items() if names)]
+        if not wanted:
+            return
         order = [name for name in CANDIDATE.arrow.names if name in wanted]
         table = read_table(self.inputs.root, commit.objects["candidate"].path, CANDIDATE, order)
         yield from ((name, table.column(name)) for name in plain)

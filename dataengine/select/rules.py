@@ -158,7 +158,7 @@ def first_failed(under: Sequence[NDArray[np.uint8]], num_rows: int) -> NDArray[n
     """The number of the first rule that each row fails, -1 for none: int16 [rows]."""
     failed = np.full(num_rows, -1, np.int16)
     for number, state in reversed(list(enumerate(under))):
-        failed[state != PASSED] = number
+        failed = np.where(state != PASSED, np.int16(number), failed)
     return failed
 
 

@@ -69,7 +69,7 @@ def _changer(config: SelectConfig, name: str, where: str) -> Callable[[Decimal],
         return lambda value: _with_value(config, f"rules.{name}.{key}", value, where)
     if isinstance(rule, KeepRule):
         return _in_text(config, name, _NUMBER, where)
-    if rule is not None or "." in name:
+    if rule is not None or "." in name or name in SelectConfig.model_fields:
         return lambda value: _with_value(config, name, value, where)
     pattern = _COMPARED.format(column=f'"?{re.escape(name)}"?')
     compared = [

@@ -64,6 +64,7 @@ def test_fractions_and_keys_are_swept() -> None:
     assert [rule.fraction for rule in best if isinstance(rule, TopRule)] == [0.1, 0.5]
     targets = [config.balance.target for config in plan_sweep(CONFIG, "balance.target=5:15:5").configs]
     assert targets == [5, 10, 15]
+    assert [config.holdout_share for config in plan_sweep(CONFIG, "holdout_share=0.1,0.2").configs] == [0.1, 0.2]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dataengine.errors import CorruptObject, MissingObject
@@ -40,6 +42,14 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     assert read_table(root, "table", CELL, ["cell"]).column_names == ["cell"]
     assert [len(read_bucket(root, "buckets", CELL, bucket)) for bucket in range(3)] == [0, 7, 993]
     assert read_npy(root, "array", SHA256).tolist() == ARRAY.tolist()
+
+
+def test_only_columns_that_repeat_themselves_get_a_dictionary() -> None:
+    keys = [f"{row:032x}" for row in range(2000)]
+    file = pq.ParquetFile(io.BytesIO(parquet_bytes(CELL.table({"key": keys, "cell": np.arange(2000) % 5}))))
+    encodings = {at: file.metadata.row_group(0).column(at).encodings for at in range(2)}
+    assert "RLE_DICTIONARY" not in encodings[0]
+    assert "RLE_DICTIONARY" in encodings[1]
 
 
 @pytest.mark.parametrize("read", READERS)
