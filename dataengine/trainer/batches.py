@@ -112,7 +112,9 @@ class BatchMaker:
         rows, epochs = self._plan.rows(draws)
         value, faults = self._made(draws.streams, rows, epochs.tolist(), self._plan.shapes[ticket.streams[0]])
         if isinstance(value, dict):
-            value["__replaced__"] = np.isin(rows, [fault.row for fault in faults])
+            value["__replaced__"] = (
+                np.isin(rows, [fault.row for fault in faults]) if faults else np.zeros(len(rows), dtype=np.bool_)
+            )
             if self._plan.flags_padding:
                 value["__pad__"] = draws.padding
         return Batch(value, tuple(faults))
