@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _members(path: Path) -> list[list[tuple[int, int]]]:
     """(offset, size) of each member of each sample."""
     starts = np.fromfile(f"{path}.idx", "<u8").tolist()
     content, found = path.read_bytes(), []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         members = []
         while begin < end:
             size = int(content[begin + 124 : begin + 135], 8)
@@ -122,6 +123,7 @@ def bare(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
 
 def in_memory(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
     """The work alone: bytes that lie in memory, no reader, one process."""
+    assert not workers
     dataset, work = Bare(corpus, "T1"), Work(tier)
     contents = [dataset[number] for number in range(min(256, len(dataset)))]
 
@@ -133,16 +135,16 @@ def in_memory(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[An
     return batches
 
 
-def ours(corpus: Path, tier: str, workers: int, kind: str = "process") -> Callable[[], Iterable[Any]]:
+def ours(corpus: Path, tier: str, workers: int, kind: Any = "process") -> Callable[[], Iterable[Any]]:
     from dataengine.trainer import DataLoader, ShardDataset
 
     parts = {"T0": ("image",), "T1": ("image", "txt", "json"), "T5": ("latent",)}.get(tier, ("image", "txt"))
-    how: Any = {"T2": decode, "T3": decode_small, "T5": "pil"}.get(tier, "bytes")
+    how: Any = {"T2": decode, "T3": decode_small, "T4": decode_small, "T5": "pil"}.get(tier, "bytes")
     siblings = {"latent": "latents"} if tier == "T5" else None
 
     def batches() -> Iterator[Any]:
         dataset = ShardDataset(corpus, parts=parts, decode=how, siblings=siblings, seed=1)
-        loader = DataLoader(dataset, global_batch_size=BATCH, num_workers=workers, workers=kind, prefetch_batches=4)  # type: ignore[arg-type]
+        loader = DataLoader(dataset, global_batch_size=BATCH, num_workers=workers, workers=kind, prefetch_batches=4)
         for batch in loader:
             yield [batch[part] for part in parts]
 
@@ -178,6 +180,13 @@ def open_clip(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[An
     from open_clip_train import data as theirs
 
     urls = sorted(str(path) for path in (corpus / "web").glob("*.tar"))
+    expand = theirs.tar_file_expander
+
+    def without_markers(*arguments: Any, **options: Any) -> Iterator[Any]:
+        # webdataset marks the end of a shard since 0.2.87, which open_clip 3.3 takes for a sample without a name.
+        return (one for one in expand(*arguments, **options) if "fname" in one)
+
+    theirs.tar_file_expander = without_markers
 
     def pixels(image: Image.Image) -> np.ndarray:
         whole = tier == "T2"
@@ -186,9 +195,9 @@ def open_clip(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[An
     def batches() -> Iterable[Any]:
         steps = [wds.SimpleShardList(urls), wds.split_by_node, wds.split_by_worker, theirs.tarfile_to_samples_nothrow,
                  wds.shuffle(bufsize=5000, initial=1000), wds.select(theirs.filter_no_caption_or_no_image)]  # fmt: skip
-        if tier in ("T2", "T3"):
-            steps += [wds.decode("pilrgb", handler=theirs.log_and_continue), wds.rename(image="jpg;png;jpeg;webp", text="txt"),
-                      wds.map_dict(image=pixels)]  # fmt: skip
+        if tier in ("T2", "T3", "T4"):
+            steps.append(wds.decode("pilrgb", handler=theirs.log_and_continue))
+            steps += [wds.rename(image="jpg;png;jpeg;webp", text="txt"), wds.map_dict(image=pixels)]
         else:
             steps += [wds.rename(image="jpg;png;jpeg;webp", text="txt")]
         names = ("image", "text", "json") if tier == "T1" else ("image", "text")[: 1 if tier == "T0" else 2]

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -59,7 +59,22 @@ def pictures(kind: str) -> list[bytes]:
 def samples(kind: str, num_rows: int) -> Iterator[Sample]:
     """The corpus, sample by sample: what every contender is given in its own format."""
     images = pictures(kind)
-    words = "a red old house near the river with two dogs and one man in summer light".split()
+    words = (
+        "red",
+        "old",
+        "house",
+        "near",
+        "river",
+        "two",
+        "dogs",
+        "one",
+        "man",
+        "summer",
+        "light",
+        "with",
+        "and",
+        "the",
+    )
     rng = np.random.default_rng(2)
     for number in range(num_rows):
         key = hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""A proxy before an object store that answers late, and now and then wrongly: refused, cut off, or with flipped bits."""
+"""A proxy before an object store that answers late, and now and then wrongly: refused, cut off, or a bit flipped."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
             self._answer(answer.status, headers, body[: len(body) // 2] if kind == "cut" else body)
             self.close_connection = self.close_connection or kind == "cut"
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815 - what the base class calls
 
         def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
             self.send_response_only(status)

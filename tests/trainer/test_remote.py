@@ -81,7 +81,7 @@ def test_near_ranges_are_read_in_one_request(remote: tuple[str, Path], s3_server
         dataset = ShardDataset(address, decode="bytes", shuffle=False, storage_options=options)
         before_reading = store.counts["answers"]
         assert len(list(dataset)) == 300
-        # 6 shards in blocks of 64 samples: an index entry and a run of samples each, and a run goes on in the next block.
+        # 6 shards, read 64 samples at a time: index entries and a run of samples from each that these touch.
         assert store.counts["answers"] - before_reading <= 2 * 12
 
 
