@@ -4,8 +4,8 @@ python -m benchmarks.trainer                    # 20,000 rows of 20 kB, an eight
 python -m benchmarks.trainer --rows 2000        # within a minute or so, without peers
 
 The same samples in each contender's own format, warm in the page cache, shuffled, in batches of 64; each in a process
-of its own. Peers need an interpreter that has them: --peers-python or DATAENGINE_TRAINER_PEERS_PYTHON. Goals are ratios of
-CPU taken in this run: others may share the machine.
+of its own. Peers need an interpreter that has them: --peers-python or DATAENGINE_TRAINER_PEERS_PYTHON.
+Goals are ratios of CPU taken in this run: others may share the machine.
 """
 
 from __future__ import annotations

@@ -81,8 +81,10 @@ class BatchPlan:
     def rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch of its stream) of each draw."""
         rows, epochs = np.empty_like(draws.draws), np.empty_like(draws.draws)
-        for stream in np.unique(draws.streams).tolist():
+        for stream in range(int(draws.streams.min()), int(draws.streams.max()) + 1):
             mine = draws.streams == stream
+            if not mine.any():
+                continue
             rows[mine], epochs[mine] = self.orders[stream].rows(draws.draws[mine])
         return rows, epochs
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.random import Philox
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +33,7 @@ def philox_permutation(length: int, seed: int, epoch: int, stream: int) -> NDArr
     """
     key = np.array([seed & _UINT64, epoch & _UINT64], dtype=np.uint64)
     counter = np.array([0, 0, 0, stream], dtype=np.uint64)
-    return np.argsort(np.random.Philox(key=key, counter=counter).random_raw(length), kind="stable")
+    return np.argsort(Philox(key=key, counter=counter).random_raw(length), kind="stable")
 
 
 def mixed(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
