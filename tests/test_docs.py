@@ -150,10 +150,10 @@ def test_python_runs(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_python_of_the_trainer_page_resumes(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the break three batches of eight were handed out; what the new loader gives is the rest of the epoch."""
+    """Before the break three batches of 16 were handed out; what the new loader gives is the rest of the epoch."""
     monkeypatch.chdir(workplace)
     found = run_snippets(REPOSITORY / "docs" / "trainer.md")
-    assert 0 < len(found["rest"]) == found["later"].num_draws - 3 * 8
+    assert 0 < len(found["rest"]) == len(found["later"]) - 3 * 16
 
 
 def test_no_python_is_left_out() -> None:

@@ -81,8 +81,10 @@ class BatchPlan:
     def rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch of its stream) of each draw."""
         rows, epochs = np.empty_like(draws.draws), np.empty_like(draws.draws)
-        for stream in np.unique(draws.streams).tolist():
+        for stream in range(int(draws.streams.min()), int(draws.streams.max()) + 1):
             mine = draws.streams == stream
+            if not mine.any():
+                continue
             rows[mine], epochs[mine] = self.orders[stream].rows(draws.draws[mine])
         return rows, epochs
 
@@ -112,7 +114,9 @@ class BatchMaker:
         rows, epochs = self._plan.rows(draws)
         value, faults = self._made(draws.streams, rows, epochs.tolist(), self._plan.shapes[ticket.streams[0]])
         if isinstance(value, dict):
-            value["__replaced__"] = np.isin(rows, [fault.row for fault in faults])
+            value["__replaced__"] = (
+                np.isin(rows, [fault.row for fault in faults]) if faults else np.zeros(len(rows), dtype=np.bool_)
+            )
             if self._plan.flags_padding:
                 value["__pad__"] = draws.padding
         return Batch(value, tuple(faults))

@@ -210,7 +210,7 @@ class DataLoader:
         # Laid out before workers are forked, an epoch's chunks are shared by all of them.
         ticket, _ = self._schedule.step(self._position.point)
         plan.rows(plan.draws(ticket))
-        return Processes(plan, self._num_workers, self._timeout, self._max_restarts, self._method)
+        return Processes(plan, self._num_workers, self._ahead, self._timeout, self._max_restarts, self._method)
 
     def _batch_plan(self) -> BatchPlan:
         dataset = self._dataset

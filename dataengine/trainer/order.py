@@ -76,9 +76,10 @@ class StreamOrder:
         """(row, epoch) of each draw: int64, as `draws`."""
         epochs, places = np.divmod(draws, self.num_rows)
         rows = np.empty_like(draws)
-        for epoch in np.unique(epochs).tolist():
+        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
             within = epochs == epoch
-            rows[within] = self._rows(epoch, places[within])
+            if within.any():
+                rows[within] = self._rows(epoch, places[within])
         return rows, epochs
 
     def row_at(self, place: int) -> int:

@@ -7,9 +7,9 @@ and replaces nothing.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
@@ -30,8 +30,7 @@ MEMBERS = ("image", "txt", "json")
 MAIN = ""
 
 
-@dataclass(frozen=True)
-class Raw:
+class Raw(NamedTuple):
     """A sample as it lies in the tar: `row` is its number, `members` map part → bytes."""
 
     row: int
@@ -67,6 +66,7 @@ class SampleReader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
+        self._wanted = frozenset(source.parts)
         self._hashes = Hashes(source.version, source.shards) if source.check_hashes else None
 
     def read(self, rows: NDArray[np.int64]) -> list[Raw | StorageError]:
@@ -74,11 +74,11 @@ class SampleReader:
         shards, places = (numbers.tolist() for numbers in self._source.shards.locate(rows))
         asked = list(zip(shards, places, strict=True))
         found: list[Raw | StorageError] = []
-        contents = {part: tars.read(asked) for part, tars in self._sets.items()}
-        for number, row in enumerate(rows.tolist()):
-            place = asked[number]
-            sample = self._parsed(row, place, {part: read[number] for part, read in contents.items()})
-            if isinstance(sample, CorruptObject):
+        parts = tuple(self._sets)
+        contents = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
+        for row, place, content in zip(rows.tolist(), asked, contents, strict=True):
+            sample = self._parsed(row, place, parts, content)
+            if type(sample) is CorruptObject:
                 sample = self._again(row, place, sample)
             found.append(sample)
         return found
@@ -93,14 +93,14 @@ class SampleReader:
             return fault
         for tars in self._sets.values():
             tars.forget(place[0])
-        return self._parsed(row, place, {part: tars.read([place])[0] for part, tars in self._sets.items()})
+        return self._parsed(row, place, tuple(self._sets), [next(tars.read([place])) for tars in self._sets.values()])
 
     def _parsed(
-        self, row: int, place: tuple[int, int], contents: Mapping[str, bytes | StorageError]
+        self, row: int, place: tuple[int, int], parts: tuple[str, ...], contents: Sequence[bytes | StorageError]
     ) -> Raw | StorageError:
         key = ""
         members: dict[str, bytes] = {}
-        for part, content in contents.items():
+        for part, content in zip(parts, contents, strict=True):
             if isinstance(content, StorageError):
                 return type(content)(f"{self.describe(*place)}: {content}")
             try:
@@ -111,11 +111,11 @@ class SampleReader:
                 return self._corrupt(place, part, f"holds key {found!r}, the dataset {key!r}")
             key = found
             if part == MAIN:
-                members |= of_set
+                members = of_set
             else:
                 members[part] = next(iter(of_set.values()))
-        missing = [part for part in self._source.parts if part not in members]
-        if missing:
+        if not self._wanted <= members.keys():
+            missing = sorted(self._wanted - members.keys())
             return self._corrupt(place, MAIN, f"key {key!r} has no member {missing[0]!r}, but {sorted(members)}")
         if self._hashes is not None and "image" in members:
             return self._verified(Raw(row, key, place[0], members), place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class SampleMaker:
     caption: Caption | None = None
     transform: Callable[..., Any] | None = None
 
-    @property
+    @cached_property
     def wants_rng(self) -> bool:
         """Whether the transform takes a generator beside the sample."""
         if self.transform is None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.random import Philox
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _UINT64 = 2**64 - 1
-_ROUNDS = 4
+_TURNS = tuple(np.uint64(bits) for bits in (44, 31, 17, 8))  # each round's part of the key; 20 bits are new in each
 # Odd, with bits spread evenly; those of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
 # generators", OOPSLA 2014).
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -32,7 +33,7 @@ def philox_permutation(length: int, seed: int, epoch: int, stream: int) -> NDArr
     """
     key = np.array([seed & _UINT64, epoch & _UINT64], dtype=np.uint64)
     counter = np.array([0, 0, 0, stream], dtype=np.uint64)
-    return np.argsort(np.random.Philox(key=key, counter=counter).random_raw(length), kind="stable")
+    return np.argsort(Philox(key=key, counter=counter).random_raw(length), kind="stable")
 
 
 def mixed(*words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -73,10 +74,9 @@ def _rounds(
     places: NDArray[np.uint64], masks: NDArray[np.uint64], shifts: NDArray[np.uint64], keys: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
     found = places
-    for number in range(_ROUNDS):
-        keys = _finalise(keys + _GAMMA)
-        found = ((found ^ (keys & masks)) * _ODD[number]) & masks
-        found = found ^ (found >> shifts)
+    for odd, turn in zip(_ODD, _TURNS, strict=True):
+        found = ((found ^ (keys >> turn)) * odd) & masks
+        found ^= found >> shifts
     return (found + keys) & masks
 
 

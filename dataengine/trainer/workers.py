@@ -131,16 +131,21 @@ class _Worker:
 
     process: BaseProcess
     wire: Connection
+    receiver: transport.Receiver
     unanswered: deque[tuple[int, Ticket]] = field(default_factory=deque)
 
 
 class Processes:
-    """Worker processes. `max_restarts` counts deaths of all workers between two batches that were made."""
+    """Worker processes, each with `ahead` tickets at most that were put and not got or forgotten.
+
+    `max_restarts` counts deaths of all workers between two batches that were made.
+    """
 
     def __init__(
-        self, plan: BatchPlan, num_workers: int, timeout_seconds: float, max_restarts: int, method: str
+        self, plan: BatchPlan, num_workers: int, ahead: int, timeout_seconds: float, max_restarts: int, method: str
     ) -> None:
         self._plan, self._timeout, self._max_restarts = plan, timeout_seconds, max_restarts
+        self._ahead = ahead
         self._context: Any = multiprocessing.get_context(method)
         self._deaths = 0
         self._put = self._got = 0
@@ -166,7 +171,7 @@ class Processes:
             ready = wait([worker.wire, worker.process.sentinel], max(0.0, left))
             if worker.wire in ready:
                 try:
-                    answered, outcome = transport.receive(worker.wire)
+                    answered, outcome = worker.receiver.receive()
                 except (EOFError, OSError):
                     self._replace(place, ticket)
                     continue
@@ -200,10 +205,12 @@ class Processes:
         forked = self._context.get_start_method() == "fork"
         inherited = [mine, *(worker.wire for worker in self._workers)] if forked else []
         parent = os.getpid() if forked else None
-        process = self._context.Process(target=_work, args=(self._plan, theirs, parent, inherited), daemon=True)
+        process = self._context.Process(
+            target=_work, args=(self._plan, theirs, self._ahead, parent, inherited), daemon=True
+        )
         process.start()
         theirs.close()
-        return _Worker(process, mine)
+        return _Worker(process, mine, transport.Receiver(mine))
 
     def _replace(self, place: int, ticket: Ticket) -> None:
         """Start a successor of a worker that died, or give up."""
@@ -226,13 +233,14 @@ class Processes:
             successor.wire.send(unanswered)
 
 
-def _work(plan: BatchPlan, wire: Connection, parent: int | None, inherited: list[Connection]) -> None:
+def _work(plan: BatchPlan, wire: Connection, ahead: int, parent: int | None, inherited: list[Connection]) -> None:
     """What a worker process does: make batches until the parent hangs up or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     for other in inherited:
         other.close()
     parent = parent or os.getppid()  # that of a process that was not forked is the server that made it
     maker: BatchMaker | None = None
+    sender = transport.Sender(wire, ahead)
     while True:
         try:
             while not wire.poll(_LOOK_SECONDS):
@@ -247,21 +255,21 @@ def _work(plan: BatchPlan, wire: Connection, parent: int | None, inherited: list
         except Exception as error:  # noqa: BLE001 - whatever it is, the training loop has to hear of it
             outcome = _Failed(error, traceback.format_exc())
         try:
-            _answer(wire, number, outcome)
+            _answer(sender, number, outcome)
         except (BrokenPipeError, ConnectionResetError):
             return
 
 
-def _answer(wire: Connection, number: int, outcome: Any) -> None:
+def _answer(sender: transport.Sender, number: int, outcome: Any) -> None:
     if isinstance(outcome, Batch):
         outcome = (outcome.value, outcome.faults)
     try:
-        transport.send(wire, (number, outcome))
+        sender.send((number, outcome))
     except (BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:  # noqa: BLE001 - a batch or an error that cannot be sent
         text = outcome.text if isinstance(outcome, _Failed) else traceback.format_exc()
-        transport.send(wire, (number, _Failed(RuntimeError(f"a worker's result cannot be sent: {error!r}"), text)))
+        sender.send((number, _Failed(RuntimeError(f"a worker's result cannot be sent: {error!r}"), text)))
 
 
 @dataclass(frozen=True)
