@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from dataengine.analyst.readers import RULES, Job, Reading
 from dataengine.errors import ConfigError, InputError
 from dataengine.trainer.index import load_shards
@@ -67,5 +65,5 @@ def _plan(version: Version, job: Job, split: Split) -> Plan:
 def _ours(plan: Plan) -> Reading:
     """The last batch of an epoch is filled up from the next epoch, whose samples then count there."""
     epoch = plan.epoch()
-    counts = np.array([epoch["dropped"], epoch["padded"]], dtype=np.float64)
-    return Reading("dataengine", *counts.tolist(), steps=(epoch["steps"], epoch["steps"]))
+    steps = (epoch["steps"], epoch["steps"])
+    return Reading("dataengine", never=float(epoch["dropped"]), repeated=float(epoch["padded"]), steps=steps)

@@ -11,13 +11,14 @@ from dataengine.analyst.doctor import Diagnosis, diagnose
 from dataengine.analyst.readers import Job, Reading
 from dataengine.cli.inspect import store_options
 from dataengine.errors import ConfigError
+from dataengine.trainer.view import Split
 
 
 def print_doctor(address: str, world: int, workers: int, batch: int, split: str, options: list[str]) -> None:
     """Diagnose and print. Raises ConfigError for an unknown split."""
     if split not in ("train", "holdout"):
         raise ConfigError(f"--split {split}: wanted train or holdout")
-    chosen = "train" if split == "train" else "holdout"
+    chosen: Split = "train" if split == "train" else "holdout"
     found = diagnose(address, Job(world, workers, batch), chosen, store_options(options))
     console = Console(soft_wrap=True)
     job = found.job

@@ -98,6 +98,11 @@ class DataLoader:
         self._closing: weakref.finalize[Any, Any] | None = None
 
     @property
+    def dataset(self) -> ShardDataset:
+        """The dataset that batches are made of."""
+        return self._dataset
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next batch begins in."""
         return self._schedule.epoch(self._position.point)
