@@ -20,7 +20,7 @@ from dataengine.trainer.fetch import Fetcher, Patience
 from dataengine.trainer.hashes import Hashes
 from dataengine.trainer.index import Shards
 from dataengine.trainer.manifest import Version
-from dataengine.trainer.tarset import LocalTars, RemoteTars, Tar, parse_sample
+from dataengine.trainer.tarset import LocalTars, RemoteTars, Tars, parse_sample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,11 +139,11 @@ class SampleReader:
 def _open_set(source: Source, folder: str | None) -> LocalTars | RemoteTars:
     version = source.version
     if folder is None:
-        root, tars = version.root, [Tar(shard.path, shard.nbytes) for shard in source.shards.shards]
+        root, tars = version.root, Tars(source.shards.shards)
     else:
         absolute = "://" in folder or folder.startswith("/")
         root = Root(folder if absolute else version.root.address(posixpath.normpath(folder)), version.root.options)
-        tars = [Tar(f"{shard.name}.tar") for shard in source.shards.shards]
-    if tars and root.local_path(tars[0].path) is not None:
+        tars = Tars(source.shards.shards, is_sibling=True)
+    if len(tars) and root.local_path(tars[0].path) is not None:
         return LocalTars(root, tars)
     return RemoteTars(root, tars, Fetcher(root, source.patience, source.cache))

@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
+from typing import NamedTuple
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
 from dataengine.storage.store import Root
 from dataengine.storage.tar import BLOCK
 from dataengine.trainer.fetch import Fetcher, Range
+from dataengine.trainer.index import Shard
 
 _PLACE = struct.Struct("<QQ")
 _ENTRY = 8  # bytes of an index entry
@@ -31,18 +33,35 @@ _HEADER = struct.Struct("100s24x11s122x5s").unpack_from  # name, size, magic
 INDEX = ".idx"
 
 
-@dataclass(frozen=True)
-class Tar:
+class Tar(NamedTuple):
     """A tar: the path that the root opens, and its size if the manifest tells."""
 
     path: str
     nbytes: int | None = None
 
 
+@dataclass(frozen=True)
+class Tars:
+    """A tar per shard: the shards themselves, or those of the same names that lie directly under the root.
+
+    Made when it is asked for: to look at all 3,072 would copy a megabyte into every worker that was forked.
+    """
+
+    shards: Sequence[Shard]
+    is_sibling: bool = False
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, number: int) -> Tar:
+        shard = self.shards[number]
+        return Tar(f"{shard.name}.tar") if self.is_sibling else Tar(shard.path, shard.nbytes)
+
+
 class LocalTars:
     """Tars on this machine's disks, kept open. Belongs to one thread; others make their own."""
 
-    def __init__(self, root: Root, tars: Sequence[Tar]) -> None:
+    def __init__(self, root: Root, tars: Tars) -> None:
         self._root, self._tars = root, tars
         self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self._max_open = _room_for(len(tars))
@@ -106,7 +125,7 @@ class LocalTars:
 class RemoteTars:
     """Tars in an object store, read by ranges: index entries first, then samples, near ones in one request."""
 
-    def __init__(self, root: Root, tars: Sequence[Tar], fetcher: Fetcher) -> None:
+    def __init__(self, root: Root, tars: Tars, fetcher: Fetcher) -> None:
         self._root, self._tars, self._fetcher = root, tars, fetcher
 
     def read(self, places: Sequence[tuple[int, int]]) -> Iterator[bytes | StorageError]:

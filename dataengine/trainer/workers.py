@@ -8,6 +8,7 @@ parent's death ends its workers.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -208,7 +209,12 @@ class Processes:
         process = self._context.Process(
             target=_work, args=(self._plan, theirs, self._ahead, parent, inherited), daemon=True
         )
-        process.start()
+        # What the garbage collector touches in a child is copied into it: frozen objects it leaves alone.
+        gc.freeze()
+        try:
+            process.start()
+        finally:
+            gc.unfreeze()
         theirs.close()
         return _Worker(process, mine, transport.Receiver(mine))
 
