@@ -270,6 +270,33 @@ def materialize(
     print_materialize(version, directory, options)
 
 
+@app.command()
+def doctor(
+    dataset: DatasetAddress,
+    world: Annotated[int, typer.Option(help="Ranks: training processes, mostly one a GPU.", min=1)] = 8,
+    workers: Annotated[int, typer.Option(help="Worker processes that read for each rank.", min=1)] = 8,
+    batch: Annotated[int, typer.Option(help="Samples of a batch on one rank.", min=1)] = 32,
+    split: Annotated[str, typer.Option(help="train or holdout.")] = "train",
+    options: StoreOptions = [],  # noqa: B006
+) -> None:
+    """Say what each reader would drop, repeat or hang on with these shards, before a training job finds out.
+
+    Readers of tars deal whole shards out to ranks × workers. What does not come out even is lost, read again, or leaves
+    ranks with fewer steps than others, which then wait for ever in the next all-reduce. The table counts that for an
+    epoch of webdataset, open_clip and Hugging Face datasets, each as it is and as it is mostly used, and of
+    dataengine.trainer:
+
+    [bold]never read[/bold], [bold]read again[/bold]: samples of the epoch · [bold]steps[/bold]: of a rank, the least
+    and the most · [bold]tars read[/bold]: bytes read over bytes there are.
+
+    Reads the manifest and shards.parquet, no tar. Example:
+    [bold]dataengine doctor s3://bucket/datasets/openuni --world 128 --workers 8 --batch 32[/bold]
+    """
+    from dataengine.cli.doctor import print_doctor
+
+    print_doctor(dataset, world, workers, batch, split, options)
+
+
 ENGINE_HINT = "install dataengine[engine,cpu], or [engine,gpu] for FAISS on GPUs"
 
 

@@ -1,48 +1,49 @@
-"""ShardDataset: a published dataset version as a torch IterableDataset.
+"""ShardDataset: what of a published dataset is read, and how samples are made of it.
 
-It puts the order of draws, the tars and the position together: every process iterates its own share of the
-epoch, exactly once. Batches, worker processes and counting with them are the business of
-`dataengine.trainer.loader`.
+It is a map-style dataset in torch's sense, in the order of the tars, for samplers that exist already. Shuffled batches,
+mixtures, ranks, workers and positions are the business of `dataengine.trainer.loader.DataLoader`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 
-from dataengine.errors import ConfigError, CorruptObject, InputError
-from dataengine.trainer.decode import Decode, decode_members
-from dataengine.trainer.index import MEMBERS, load_index
+from dataengine.errors import ConfigError, StorageError
+from dataengine.trainer.buckets import Buckets
+from dataengine.trainer.cache import Cache
+from dataengine.trainer.captions import Caption
+from dataengine.trainer.decode import Decode
+from dataengine.trainer.fetch import Patience
+from dataengine.trainer.index import load_shards
 from dataengine.trainer.manifest import open_version
-from dataengine.trainer.order import EpochOrder, Share, cut_chunks, draw_rows
-from dataengine.trainer.position import Position, View
-from dataengine.trainer.ranks import rank_and_world_size
-from dataengine.trainer.reader import SampleReader
-from dataengine.trainer.workers import IterableDataset, worker_info
+from dataengine.trainer.mixture import Mixture, Repeats
+from dataengine.trainer.order import Order, StreamOrder
+from dataengine.trainer.reader import MEMBERS, SampleReader, Source
+from dataengine.trainer.samples import SampleMaker
+from dataengine.trainer.view import Asked, Split, View, build_view
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Sample = dict[str, Any]
+_READ_AHEAD = 64  # samples that iterating reads at once
 
 
-class ShardDataset(IterableDataset[Any]):
-    """Samples of a published dataset: dicts of `__key__`, `__source__`, `__shard__` and the parts asked for.
+class ShardDataset:
+    """Samples of a published dataset: dicts of `__key__`, `__source__`, `__shard__`, `__epoch__` and parts.
 
-    `manifest` is a manifest.json, a version folder or a dataset folder. One iteration runs from the current
-    position to the end of the epoch; the next one begins the next epoch. Each draw is handed out once across
-    all ranks and workers, and ranks differ by one sample at most. `transform` maps a sample to what is
-    yielded.
+    `manifest` is a manifest.json, a version folder or a dataset folder (its latest version). Opening reads
+    shards.parquet, and columns of the samples table only where `where`, `mixture.where`, `buckets` or repeats ask for
+    them. Indexing is by place in the view: tar order, one stream of the mixture after the other, copies last.
 
-    The rank is taken from the arguments, else torch.distributed, else RANK and WORLD_SIZE, when first needed.
+    `parts` are `image`, `txt`, `json`, any other member by its extension, or the names of `siblings`, which map a part
+    to the folder of tars of the same names that holds it (latents, say). `where` is an SQL condition on the samples
+    table. `transform` maps a sample, or a sample and a NumPy generator seeded by (seed, epoch, key), to what is
+    returned. With `check_hashes` every image is compared with the manifest's hash. `patience` and `cache` are about
+    object stores.
 
-    `state_dict` counts what this very object handed out. Worker processes hold copies that nobody hears from,
-    so with workers use `dataengine.trainer.loader.DataLoader`, which counts the batches that reach the
-    training loop.
+    Raises ConfigError for arguments that contradict each other, InputError for a dataset that cannot be used.
     """
 
     def __init__(
@@ -50,131 +51,100 @@ class ShardDataset(IterableDataset[Any]):
         manifest: str | Path,
         *,
         parts: Sequence[str] = MEMBERS,
-        split: Literal["train", "holdout"] = "train",
+        where: str | None = None,
+        mixture: Mapping[str, float] | Mixture | Repeats | None = None,
+        caption: Caption | None = None,
+        buckets: Buckets | None = None,
+        split: Split = "train",
         shuffle: bool = True,
         seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        decode: Decode = "pil",
-        transform: Callable[[Sample], Any] | None = None,
         repeats: bool = True,
+        decode: Decode = "pil",
+        transform: Callable[..., Any] | None = None,
+        siblings: Mapping[str, str] | None = None,
+        check_hashes: bool = False,
+        cache: Cache | None = None,
+        patience: Patience | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        if not parts or set(parts) - set(MEMBERS):
-            raise ConfigError(f"parts={tuple(parts)}: wanted some of {MEMBERS}")
-        if decode not in ("pil", "bytes"):
-            raise ConfigError(f"decode={decode!r}: wanted 'pil' or 'bytes'")
-        if rank is not None or world_size is not None:
-            rank_and_world_size(rank, world_size)
+        if not parts or len(set(parts)) != len(parts) or isinstance(parts, str):
+            raise ConfigError(f"parts={parts!r}: wanted one or more names, each once, such as {MEMBERS}")
+        if not (callable(decode) or decode in ("pil", "rgb", "bytes")):
+            raise ConfigError(f"decode={decode!r}: wanted 'pil', 'rgb', 'bytes' or a function of an image's bytes")
+        if split not in ("train", "holdout"):
+            raise ConfigError(f"split={split!r}: wanted 'train' or 'holdout'")
+        if isinstance(mixture, Mapping):
+            mixture = Mixture(mixture)
         version = open_version(manifest, storage_options)
-        self._index = load_index(version, [member for member in MEMBERS if member in parts], split)
-        self._draws = draw_rows(self._index.wanted, self._index.repeat if repeats else None)
-        self._chunks = cut_chunks(self._index.shard if self._draws is None else self._index.shard[self._draws])
-        if not len(self._chunks[0]):
-            raise InputError(f"{version.root.url}: has no samples of split {split!r}; nothing could ever be drawn")
-        self._view = View(version.sha256, seed, split, repeats, shuffle)
-        self._place = (rank, world_size)
-        self._decode, self._transform = decode, transform
-        self._position = Position()
-        self._block, self._drop_last = 1, False
-
-    @property
-    def epoch(self) -> int:
-        """The epoch the next iteration draws from."""
-        return self._position.epoch
-
-    @property
-    def num_draws(self) -> int:
-        """Draws of one epoch on all ranks together."""
-        return int(self._chunks[1].sum())
+        shards = load_shards(version)
+        self.view: View = build_view(version, shards, Asked(split, seed, shuffle, repeats, where, mixture, buckets))
+        wanted = tuple(parts) if caption is None or "json" in parts else (*parts, "json")
+        self.source = Source(version, shards, wanted, dict(siblings or {}), check_hashes, patience or Patience(), cache)
+        self.maker = SampleMaker(shards, tuple(parts), decode, seed, caption, transform)
 
     @property
     def is_local(self) -> bool:
         """Whether the shards lie on this machine's disks."""
-        return self._index.version.is_local
+        return self.source.version.is_local
 
     def __len__(self) -> int:
-        """Samples of a whole epoch on this rank."""
-        rank, world_size = self._rank_and_world_size()
-        return Share(0, self._stop(0, world_size), rank, world_size).num_positions()
+        """Samples of the view, copies counted."""
+        return int(self._bounds[-1])
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; a loaded position inside that epoch stays."""
-        self._position = self._position.at_epoch(epoch)
+    def __getitem__(self, place: int) -> Any:
+        """The sample at `place`. Raises IndexError beyond the end, CorruptObject or MissingObject for bad storage."""
+        return self.__getitems__([place])[0]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position as a small JSON object, the same on every rank that has handed out as many samples.
-
-        Raises ConfigError in a worker process, which knows only its own share.
-        """
-        if worker_info() is not None:
-            raise ConfigError("state_dict() was called in a worker process; use dataengine.trainer.loader.DataLoader")
-        return self._position.state(self._view)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at a position, whatever the number of ranks and workers it was saved under. Reads nothing.
-
-        Raises InputError when the state is of another dataset, seed, split, repeats or shuffle.
-        """
-        self._position = Position.load(state, self._view)
-
-    def dealt(self, block: int, *, drop_last: bool) -> Self:
-        """A copy here whose workers take turns of `block` samples, without the ragged end if asked."""
-        dealt = copy.copy(self)
-        dealt._place = self._rank_and_world_size()
-        dealt._block, dealt._drop_last = block, drop_last
-        return dealt
-
-    def share(self) -> Share:
-        """What this process reads from the current position to the end of the epoch."""
-        rank, world_size = self._rank_and_world_size()
-        worker = worker_info()
-        number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        start = min(self._position.num_consumed, self.num_draws)
-        return Share(start, self._stop(start, world_size), rank, world_size, number, num_workers, self._block)
-
-    def advance(self, epoch: int, share: Share, num_handed_out: int) -> None:
-        """Move to where `share`'s rank, and so every rank, has handed out its first `num_handed_out` samples.
-
-        A rank that has handed out all of its share may be one sample short of another; then the epoch is
-        over.
-        """
-        if num_handed_out >= share.num_positions():
-            self._position = Position(epoch + 1)
-        else:
-            self._position = Position(epoch, share.start + num_handed_out * share.world_size)
+    def __getitems__(self, places: Sequence[int]) -> list[Any]:
+        """The samples at `places`: one call per batch is what torch's DataLoader makes."""
+        wanted = np.asarray(places, dtype=np.int64)
+        wanted = np.where(wanted < 0, wanted + len(self), wanted)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"index beyond {len(self)} samples")
+        stream = np.searchsorted(self._bounds, wanted, side="right") - 1
+        rows = np.empty_like(wanted)
+        for number in np.unique(stream).tolist():
+            mine = stream == number
+            rows[mine], _ = self._natural[number].rows(wanted[mine] - self._bounds[number])
+        samples = []
+        for number, raw in zip(stream.tolist(), self._reader.read(rows), strict=True):
+            if isinstance(raw, StorageError):
+                raise raw
+            samples.append(self.maker.sample(raw, 0, self.shapes[number]))
+        return samples
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, share = self.epoch, self.share()
-        order = EpochOrder(self._chunks, self._view.seed, epoch, shuffle=self._view.shuffle)
-        reader = SampleReader(self._index)
-        handed_out = 0
-        for draws in order.draws(share):
-            for row in self._rows(draws).tolist():
-                sample = self._sample(reader, row)
-                handed_out += 1
-                if worker_info() is None:
-                    self.advance(epoch, share, handed_out)
-                yield sample
-        self.advance(epoch, share, share.num_positions())
+        """Every sample of the view once, in its order. For training use `DataLoader`."""
+        for begin in range(0, len(self), _READ_AHEAD):
+            yield from self.__getitems__(range(begin, min(begin + _READ_AHEAD, len(self))))
 
-    def _rows(self, draws: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
-        return draws if self._draws is None else self._draws[draws]
+    @property
+    def shapes(self) -> tuple[tuple[int, int] | None, ...]:
+        """The bucket shape of each stream."""
+        buckets = self.view.asked.buckets
+        return tuple(
+            None if buckets is None or stream.bucket is None else buckets.shapes[stream.bucket]
+            for stream in self.view.streams
+        )
 
-    def _sample(self, reader: SampleReader, row: int) -> Any:
-        key, contents = reader.read(row)
-        shard = self._index.shards[int(self._index.shard[row])]
-        try:
-            fields = decode_members(contents, self._decode)
-        except CorruptObject as error:
-            raise CorruptObject(f"{reader.describe(row)}: {error}") from error
-        sample = {"__key__": key, "__source__": shard.source, "__shard__": shard.name, **fields}
-        return sample if self._transform is None else self._transform(sample)
+    def orders(self, order_batch: int, *, carried: bool) -> tuple[StreamOrder, ...]:
+        """The order of each stream, laid out for global batches of `order_batch` samples."""
+        asked = self.view.asked
+        order = Order(asked.seed, order_batch, asked.shuffle, carried)
+        return tuple(StreamOrder(stream.chunks, order, number) for number, stream in enumerate(self.view.streams))
 
-    def _stop(self, start: int, world_size: int) -> int:
-        if not self._drop_last:
-            return self.num_draws
-        return start + (self.num_draws - start) // (world_size * self._block) * world_size * self._block
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "_natural", "_bounds")}
 
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        return rank_and_world_size(*self._place)
+    @cached_property
+    def _bounds(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.cumsum([0, *(stream.chunks.num_rows for stream in self.view.streams)])
+
+    @cached_property
+    def _natural(self) -> tuple[StreamOrder, ...]:
+        order = Order(0, 1, shuffle=False)
+        return tuple(StreamOrder(stream.chunks, order) for stream in self.view.streams)
+
+    @cached_property
+    def _reader(self) -> SampleReader:
+        return SampleReader(self.source)

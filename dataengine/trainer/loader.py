@@ -1,86 +1,250 @@
-"""Batches of a ShardDataset through worker processes, and a position that counts what was handed out.
+"""DataLoader: batches of a ShardDataset over ranks and workers, and a position that counts what was handed out.
 
-It wraps torch's DataLoader: workers take turns batch by batch, so that after n batches on every rank the
-draws read are a prefix of the epoch, whatever lies prefetched. It adds batching and counting, and no reading
-of its own.
+The stream of global batches depends on (manifest, view, seed, global batch size) alone; a rank takes its part of each.
+Workers make batches ahead; what they have not handed over does not count.
 """
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
-import torch.utils.data
-
-from dataengine.errors import ConfigError
+from dataengine.errors import ConfigError, CorruptObject
+from dataengine.trainer.batches import Batch, BatchPlan, Fault, OnCorrupt
+from dataengine.trainer.collate import pinned
 from dataengine.trainer.dataset import ShardDataset
+from dataengine.trainer.plan import Plan
+from dataengine.trainer.position import Position, load, save
+from dataengine.trainer.ranks import rank_and_world_size
+from dataengine.trainer.schedule import Point, Schedule, Tail
+from dataengine.trainer.workers import NoWorkers, Pool, Processes, Threads
+
+_LOG = logging.getLogger("dataengine.trainer")
 
 
 class DataLoader:
-    """Iterates batches from the current position to the end of the epoch, and then begins the next epoch.
+    """Iterates a rank's part of each global batch, from the current position to the end of the epoch, then the next.
 
-    A batch is `collate_fn` of a list of `batch_size` samples: the list itself by default, because pictures do
-    not stack; pass `torch.utils.data.default_collate` when the dataset's transform gives tensors. With
-    `drop_last` only whole batches on all ranks are given, so every rank makes the same number of steps;
-    without it each draw is given once, and the ranks' last batches may differ by one sample (or one rank may
-    lack it). Further options go to torch's DataLoader (`pin_memory`, `prefetch_factor`, `timeout` ...).
+    `global_batch_size` counts samples over all ranks; ranks must divide it. A batch is a dict of columns (arrays where
+    samples stack, lists otherwise) with `__replaced__` telling which samples stand in for corrupt ones; a `transform`
+    that gives something else gives batches of that, and `collate_fn` gets the list of samples.
+
+    `tail`: `carry` fills an epoch's last batch up from the next epoch, so that every sample is drawn exactly once per
+    epoch and every batch is full; `drop` leaves the rest out; `pad` repeats samples and marks them in `__pad__`.
+
+    Workers are processes (batches come through shared memory) or, with `workers="thread"`, threads: cheaper for bytes
+    and latents, and as fast for pictures, because decoders release the interpreter. Each makes `prefetch_batches`
+    ahead.
+    A worker that dies is started again, up to `max_restarts` times between two batches; a batch that is not made within
+    `timeout_seconds` is an error. With `persistent_workers` they outlive the epoch.
+
+    A corrupt sample is replaced by a reserve of its own stream, the same on every run, flagged, logged and kept in
+    `skipped`; after `max_skipped` of them on a rank, or at once with `on_corrupt="raise"`, it is an error.
+
+    Rank and world size are taken from the arguments (for tensor or pipeline parallelism: of the data-parallel group),
+    else torch.distributed, else RANK and WORLD_SIZE. Raises ConfigError for arguments that do not fit each other.
     """
 
     def __init__(
         self,
         dataset: ShardDataset,
         *,
-        batch_size: int,
+        global_batch_size: int,
         num_workers: int = 0,
-        drop_last: bool = False,
-        collate_fn: Callable[[list[Any]], Any] = list,
-        **options: Any,
+        workers: Literal["process", "thread"] = "process",
+        tail: Tail = "carry",
+        rank: int | None = None,
+        world_size: int | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        prefetch_batches: int = 2,
+        persistent_workers: bool = False,
+        pin_memory: bool = False,
+        timeout_seconds: float = 300.0,
+        max_restarts: int = 3,
+        on_corrupt: OnCorrupt = "replace",
+        max_skipped: int = 1000,
+        multiprocessing_context: str | None = None,
     ) -> None:
-        if batch_size < 1 or num_workers < 0:
-            raise ConfigError(f"batch_size={batch_size}, num_workers={num_workers}: wanted at least 1 and 0")
-        refused = {"persistent_workers", "shuffle", "sampler", "batch_sampler", "in_order"} & options.keys()
-        if refused:
-            raise ConfigError(
-                f"{sorted(refused)}: the dataset decides the order, and workers start at its position with "
-                "each epoch; leave them out"
-            )
-        if num_workers and not dataset.is_local:
-            # The object-store client runs threads, which do not survive a fork.
-            options.setdefault("multiprocessing_context", "forkserver")
-        self._dataset, self._batch_size, self._drop_last = dataset, batch_size, drop_last
-        self._options = {"num_workers": num_workers, "collate_fn": collate_fn, **options}
+        for name, value, least in (
+            ("global_batch_size", global_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("prefetch_batches", prefetch_batches, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name}={value}: wanted {least} or more")
+        for name, chosen, allowed in (
+            ("workers", workers, ("process", "thread")),
+            ("tail", tail, ("carry", "drop", "pad")),
+            ("on_corrupt", on_corrupt, ("replace", "raise")),
+        ):
+            if chosen not in allowed:
+                raise ConfigError(f"{name}={chosen!r}: wanted one of {allowed}")
+        self._dataset, self._batch, self._tail = dataset, global_batch_size, tail
+        self._place = (rank, world_size)
+        self._num_workers, self._kind, self._ahead = num_workers, workers, prefetch_batches
+        self._collate, self._pin = collate_fn, pin_memory
+        self._persistent, self._timeout, self._max_restarts = persistent_workers, timeout_seconds, max_restarts
+        self._on_corrupt, self._max_skipped = on_corrupt, max_skipped
+        # The object-store client runs threads, which do not survive a fork.
+        self._method = multiprocessing_context or ("fork" if dataset.is_local else "forkserver")
+        self.skipped: list[Fault] = []
+        """Corrupt samples that this rank has met, in the order of the batches."""
+        self._schedule: Schedule = dataset.view.schedule(global_batch_size, tail)
+        self._position = Position(self._schedule.start(), global_batch_size)
+        self._check_world()
+        self._pool: Pool | None = None
+        self._closing: weakref.finalize[Any, Any] | None = None
+
+    @property
+    def dataset(self) -> ShardDataset:
+        """The dataset that batches are made of."""
+        return self._dataset
 
     @property
     def epoch(self) -> int:
-        """The epoch the next batch is drawn from."""
-        return self._dataset.epoch
+        """The epoch that the next batch begins in."""
+        return self._schedule.epoch(self._position.point)
+
+    @property
+    def step(self) -> int:
+        """Batches handed out so far, over all epochs."""
+        return self._position.point.step
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
-        return -(-len(self._dealt()) // self._batch_size)
+        """Batches of the current epoch, the same on every rank."""
+        return self._schedule.steps_left(self._schedule.at_epoch(self.epoch))
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; a loaded position inside that epoch stays."""
-        self._dataset.set_epoch(epoch)
+        """Go to the start of `epoch`; a position inside that epoch stays, so that resuming loops may call it."""
+        if epoch < 0:
+            raise ConfigError(f"epoch {epoch}: wanted 0 or more")
+        if epoch != self.epoch:
+            self._go(Position(self._schedule.at_epoch(epoch), self._position.order_batch, self._position.weights))
+
+    def set_mixture(self, weights: Mapping[str, float]) -> None:
+        """Draw by other weights from the next batch on. Streams go on where they are; call it on every rank alike.
+
+        Raises ConfigError for names that the dataset's mixture does not have.
+        """
+        if self._dataset.view.asked.mixture is None:
+            raise ConfigError(
+                "set_mixture: the dataset was opened without a mixture; give it one, if only of equal parts"
+            )
+        other = self._dataset.view.schedule(self._batch, self._tail, weights)
+        self._schedule, point = self._schedule.reweighted(other.weights, self._position.point)
+        self._go(Position(point, self._position.order_batch, dict(weights)))
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batches handed out so far: a small JSON object, the same on every rank."""
-        return self._dataset.state_dict()
+        return save(self._position, self._dataset.view.identity(), self._tail)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at a position, whatever batch size, ranks and workers it was saved under."""
-        self._dataset.load_state_dict(state)
+        """Continue at a position, whatever ranks and workers it was saved under. Reads and replays nothing.
+
+        With another global batch size the order of samples goes on as it was and is cut into other batches. Raises
+        InputError that names the differences when the state is of another dataset version or view.
+        """
+        lengths = (len(self._schedule.groups), len(self._schedule.num_rows))
+        position = load(state, self._dataset.view.identity(), self._tail, lengths)
+        self._schedule = self._dataset.view.schedule(self._batch, self._tail, position.weights)
+        self._go(position)
+
+    def plan(self, world_size: int | None = None) -> Plan:
+        """What the loader will do, in numbers, before it reads a sample."""
+        return Plan(self._dataset.view, self._schedule, world_size or self._rank_and_world_size()[1])
+
+    def close(self) -> None:
+        """End the workers. Iterating again starts others."""
+        if self._closing is not None:
+            self._closing()
+        self._pool = self._closing = None
 
     def __iter__(self) -> Iterator[Any]:
-        dealt = self._dealt()
-        epoch, share = dealt.epoch, dealt.share()
-        batches = torch.utils.data.DataLoader(dealt, batch_size=self._batch_size, **self._options)
-        handed_out = 0
-        for batch in batches:
-            handed_out += self._batch_size
-            self._dataset.advance(epoch, share, handed_out)
-            yield batch
-        self._dataset.advance(epoch, share, share.num_positions())
+        epoch, pool = self.epoch, self._started()
+        pool.forget()
+        ahead = self._position.point
+        waiting: list[Point] = []
+        while self.epoch == epoch and self._pool is pool:
+            while len(waiting) < max(1, self._num_workers) * self._ahead and self._schedule.epoch(ahead) == epoch:
+                ticket, ahead = self._schedule.step(ahead)
+                waiting.append(ahead)
+                pool.put(ticket)
+            batch = pool.get()
+            self._note(batch)
+            self._position = Position(waiting.pop(0), self._position.order_batch, self._position.weights)
+            position = self._position
+            yield pinned(batch.value) if self._pin else batch.value
+            if self._position is not position:  # set_mixture, set_epoch or load_state_dict in the loop
+                pool = self._started()
+                pool.forget()
+                waiting, ahead = [], self._position.point
+        if not self._persistent:
+            self.close()
 
-    def _dealt(self) -> ShardDataset:
-        return self._dataset.dealt(self._batch_size, drop_last=self._drop_last)
+    def _go(self, position: Position) -> None:
+        if position.order_batch != self._position.order_batch:
+            self.close()  # workers hold the order
+        self._position = position
+
+    def _note(self, batch: Batch) -> None:
+        for fault in batch.faults:
+            _LOG.warning("rank %d: row %d replaced by row %d: %s", *self._rank_and_world_size()[:1], fault.row,
+                         fault.replacement, fault.error)  # fmt: skip
+        self.skipped += batch.faults
+        if len(self.skipped) > self._max_skipped:
+            raise CorruptObject(
+                f"{len(self.skipped)} corrupt samples on this rank, {self._max_skipped} are allowed (max_skipped); the "
+                f"last: {self.skipped[-1].error}"
+            )
+
+    def _started(self) -> Pool:
+        if self._pool is None:
+            pool = self._new_pool()
+            self._pool, self._closing = pool, weakref.finalize(self, pool.close)
+        return self._pool
+
+    def _new_pool(self) -> Pool:
+        self._check_world()
+        plan = self._batch_plan()
+        if not self._num_workers:
+            return NoWorkers(plan)
+        if self._kind == "thread":
+            return Threads(plan, self._num_workers, self._timeout)
+        # Laid out before workers are forked, an epoch's chunks are shared by all of them.
+        ticket, _ = self._schedule.step(self._position.point)
+        plan.rows(plan.draws(ticket))
+        return Processes(plan, self._num_workers, self._ahead, self._timeout, self._max_restarts, self._method)
+
+    def _batch_plan(self) -> BatchPlan:
+        dataset = self._dataset
+        rank, world_size = self._rank_and_world_size()
+        return BatchPlan(
+            orders=dataset.orders(self._position.order_batch, carried=self._tail == "carry"),
+            shapes=dataset.shapes,
+            source=dataset.source,
+            maker=dataset.maker,
+            rank=rank,
+            world_size=world_size,
+            collate_fn=self._collate,
+            on_corrupt=self._on_corrupt,
+            flags_padding=self._tail == "pad",
+        )
+
+    def _check_world(self) -> None:
+        world_size = self._rank_and_world_size()[1]
+        sizes = sorted({group.batch for group in self._schedule.groups})
+        wrong = [size for size in sizes if size % world_size]
+        if wrong:
+            divisors = [ranks for ranks in range(1, min(sizes) + 1) if not any(size % ranks for size in sizes)]
+            below = [ranks for ranks in divisors if ranks < world_size][-3:]
+            above = [ranks for ranks in divisors if ranks > world_size][:3]
+            raise ConfigError(
+                f"{world_size} ranks do not divide a global batch of {wrong[0]}; near that, {below + above} do, and "
+                f"batches of {wrong[0] // world_size * world_size or world_size} or "
+                f"{(wrong[0] // world_size + 1) * world_size} would"
+            )
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return rank_and_world_size(*self._place)

@@ -26,7 +26,7 @@ MAX_VERSION_GAP = 16  # numbers that were claimed and never published, in a row,
 _COUNTS = ("num_samples", "num_draws", "num_shards")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PublishedFile:
     """One file of a version as its manifest lists it."""
 
@@ -37,7 +37,10 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Version:
-    """A published dataset version; `sha256` is of its manifest.json and names the version everywhere."""
+    """A published dataset version; `sha256` is of its manifest.json and names the version everywhere.
+
+    `manifest` is the parsed object but for its list of files, which is `files`.
+    """
 
     root: Root
     manifest: Mapping[str, Any]
@@ -120,7 +123,7 @@ def _parse(root: Root, content: bytes) -> Version:
         if found != FORMAT:
             raise InputError(f"{where}: format {found!r}, wanted {FORMAT!r}; read it with the dataengine that wrote it")
         files = tuple(
-            PublishedFile(str(file["path"]), int(file["nbytes"]), str(file["sha256"])) for file in manifest["files"]
+            PublishedFile(str(file["path"]), int(file["nbytes"]), str(file["sha256"])) for file in manifest.pop("files")
         )
         _check_sections(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:

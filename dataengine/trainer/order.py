@@ -1,127 +1,139 @@
-"""Decides which row is drawn at which position of an epoch, and which worker of which rank reads it.
+"""The order of a stream: which row each of its draws is, epoch after epoch, computed at any place.
 
-Rows are cut into chunks, short runs within a shard. An epoch permutes the chunks, then the rows inside each
-window of 64 chunks, by the Philox generator keyed with (seed, epoch): any position is found without walking
-to it, and reads stay within a few dozen runs at a time. In come array lengths, seeds and counts; out come row
-numbers. It knows no files, no torch and no samples.
+An epoch is a permutation of the stream's chunks, laid end to end and cut into `slots × phases` lanes of equal length.
+Batch t takes `take` rows from each slot's lane of phase t mod `phases`; within a lane, windows of four chunks are
+shuffled. So a rank that keeps to its slots, and a worker that keeps to its phases, read few chunks, and those whole,
+while every batch mixes hundreds of them. The rows that lanes leave over, fewer than a round of batches, are shuffled
+among themselves: some begin the epoch, up to the first whole batch, the rest ends it.
+
+Nothing here knows ranks, workers or files: a draw's row is a function of (stream, seed, global batch size) alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataengine.trainer.chunks import CHUNK_ROWS, Chunks
+from dataengine.trainer.shuffle import mixed, permuted, philox_permutation
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CHUNK_ROWS = 64
-WINDOW_CHUNKS = 64
-_UINT64 = 2**64 - 1
+WINDOW_ROWS = 4 * CHUNK_ROWS
+PHASES = 8  # workers per rank are seldom more, and a divisor of it keeps each chunk with one worker
+MAX_SLOTS = 512
+_USUAL_RANKS = (8, 16, 24, 32, 48, 64, 96, 128)
+_KEPT_EPOCHS = 2  # a batch touches two at most
+_POOL = 2**32 - 1  # stands for the lane's number in the pool's key
+
+
+def slots_of(global_batch_size: int) -> int:
+    """Slots of a batch: its least divisor up to 512 that is a multiple of as many usual numbers of ranks as any.
+
+    128 for 4,096 and 384 for 3,840.
+    """
+    divisors = [slots for slots in range(1, min(global_batch_size, MAX_SLOTS) + 1) if global_batch_size % slots == 0]
+    most = max(sum(slots % ranks == 0 for ranks in _USUAL_RANKS) for slots in divisors)
+    if not most:
+        return divisors[-1]
+    return next(slots for slots in divisors if sum(slots % ranks == 0 for ranks in _USUAL_RANKS) == most)
 
 
 @dataclass(frozen=True)
-class Share:
-    """The positions of an epoch that one worker of one rank reads.
+class Order:
+    """What fixes the order of streams: `batch` is the global batch size, in samples, that lanes are laid out for.
 
-    From `start` on, positions are dealt to ranks in turn, and a rank's share to its workers in blocks of
-    `block` (a batch). So after the same number of batches on every rank the positions read are a prefix of
-    the epoch, which any other number of ranks and workers can take up.
+    With `carried` tails a batch may begin in one epoch and end in the next, and the next epoch's lanes begin at the
+    first batch that lies wholly in it.
     """
 
-    start: int
-    stop: int
-    rank: int = 0
-    world_size: int = 1
-    worker: int = 0
-    num_workers: int = 1
-    block: int = 1
-
-    def within(self, low: int, high: int) -> NDArray[np.int64]:
-        """This worker's positions in [low, high), ascending."""
-        first = max(low, self.start)
-        first += (self.rank - (first - self.start)) % self.world_size
-        positions = np.arange(first, min(high, self.stop), self.world_size, dtype=np.int64)
-        if self.num_workers == 1:
-            return positions
-        blocks = (positions - self.start) // (self.world_size * self.block)
-        return positions[blocks % self.num_workers == self.worker]
-
-    def num_positions(self) -> int:
-        """How many positions the whole rank reads."""
-        return max(0, -(-(self.stop - self.start - self.rank) // self.world_size))
+    seed: int
+    batch: int
+    shuffle: bool = True
+    carried: bool = True
 
 
-def draw_rows(wanted: NDArray[np.bool_], repeat: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
-    """The rows of one epoch, each as often as `repeat` says: int32 [draws]; None when it is every row once.
+class StreamOrder:
+    """The draws of one stream, numbered from 0 over all epochs; memory is 24 bytes per chunk and epoch in use.
 
-    Second copies come after all first ones, so that copies of a sample lie far apart when windows are
-    shuffled.
+    `stream` sets the order apart from that of other streams with the same seed.
     """
-    if wanted.all() and (repeat is None or bool((repeat == 1).all())):
-        return None
-    rows = np.flatnonzero(wanted).astype(np.int32)
-    if repeat is None:
-        return rows
-    passes = []
-    times = 0
-    while rows.size:
-        rows = rows[repeat[rows] > times]
-        passes.append(rows)
-        times += 1
-    return np.concatenate(passes) if passes else rows
 
+    def __init__(self, chunks: Chunks, order: Order, stream: int = 0) -> None:
+        self._chunks, self._order, self._stream = chunks, order, stream
+        self.num_rows = chunks.num_rows
+        self._slots = slots_of(order.batch)
+        self._epoch = lru_cache(maxsize=_KEPT_EPOCHS)(self._laid_out)
 
-def cut_chunks(shards: NDArray[np.int32], chunk_rows: int = CHUNK_ROWS) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First draw and length of each chunk, int64 [chunks]: runs of one shard, of `chunk_rows` draws at most.
+    def __reduce__(self) -> tuple[type[StreamOrder], tuple[Chunks, Order, int]]:
+        return StreamOrder, (self._chunks, self._order, self._stream)
 
-    `shards` is the shard number of each draw.
-    """
-    bounds = np.flatnonzero(np.diff(shards, prepend=-1, append=-1))
-    begins, ends = bounds[:-1], bounds[1:]
-    num_chunks = -(-(ends - begins) // chunk_rows)
-    run = np.repeat(np.arange(len(begins)), num_chunks)
-    chunk_in_run = np.arange(len(run)) - np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)
-    starts = begins[run] + chunk_in_run * chunk_rows
-    return starts, np.minimum(chunk_rows, ends[run] - starts)
+    def rows(self, draws: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(row, epoch) of each draw: int64, as `draws`."""
+        epochs, places = np.divmod(draws, self.num_rows)
+        rows = np.empty_like(draws)
+        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+            within = epochs == epoch
+            if within.any():
+                rows[within] = self._rows(epoch, places[within])
+        return rows, epochs
 
+    def row_at(self, place: int) -> int:
+        """The `place`-th row of the stream in the order of its tars."""
+        bounds = np.concatenate([[0], np.cumsum(self._chunks.counts, dtype=np.int64)])
+        chunk = np.searchsorted(bounds, [place], side="right") - 1
+        return int(self._chunks.rows(chunk, place - bounds[chunk])[0])
 
-class EpochOrder:
-    """The draws of one epoch in the order of their positions; memory is 24 bytes per chunk."""
+    def _rows(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        chosen, bounds = self._epoch(epoch if self._order.shuffle else 0)
+        if self._order.shuffle:
+            places = self._shuffled(epoch, places)
+        chunk = np.searchsorted(bounds, places, side="right") - 1
+        return self._chunks.rows(chosen[chunk], places - bounds[chunk])
 
-    def __init__(
-        self, chunks: tuple[NDArray[np.int64], NDArray[np.int64]], seed: int, epoch: int, *, shuffle: bool
-    ) -> None:
-        starts, sizes = chunks
-        self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
-        chosen = self._permutation(len(starts), stream=0) if shuffle else np.arange(len(starts))
-        self._starts, self._sizes = starts[chosen], sizes[chosen]
-        self._bounds = np.concatenate([[0], np.cumsum(self._sizes)])
-        self.num_positions = int(self._bounds[-1])
+    def _laid_out(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's chunks in order, and where each begins in the epoch."""
+        num_chunks = len(self._chunks.starts)
+        order = self._order
+        chosen = (
+            philox_permutation(num_chunks, order.seed, epoch, self._stream) if order.shuffle else np.arange(num_chunks)
+        )
+        return chosen, np.concatenate([[0], np.cumsum(self._chunks.counts[chosen], dtype=np.int64)])
 
-    def draws(self, share: Share) -> Iterator[NDArray[np.int64]]:
-        """The draws of `share` in order of position, one int64 array per window that holds any."""
-        first = int(np.searchsorted(self._bounds, share.start, side="right") - 1) // WINDOW_CHUNKS
-        for chunk in range(first * WINDOW_CHUNKS, len(self._starts), WINDOW_CHUNKS):
-            last = min(chunk + WINDOW_CHUNKS, len(self._starts))
-            low, high = int(self._bounds[chunk]), int(self._bounds[last])
-            positions = share.within(low, high)
-            if positions.size:
-                yield self._window(chunk, last)[positions - low]
+    def _shuffled(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the draws of an epoch lie in its permuted chunks: a permutation of range(num_rows)."""
+        batch = self._order.batch
+        head = -epoch * self.num_rows % batch if self._order.carried else 0
+        rounds = max(0, self.num_rows - head) // (PHASES * batch)
+        take = batch // self._slots
+        lane_rows = rounds * take
+        laned = lane_rows * self._slots * PHASES
+        key = mixed(self._order.seed, epoch, self._stream)
 
-    def _window(self, chunk: int, last: int) -> NDArray[np.int64]:
-        sizes = self._sizes[chunk:last]
-        begins = self._bounds[chunk:last] - self._bounds[chunk]
-        draws = np.arange(int(sizes.sum())) + np.repeat(self._starts[chunk:last] - begins, sizes)
-        if not self._shuffle:
-            return draws
-        return draws[self._permutation(len(draws), stream=1 + chunk // WINDOW_CHUNKS)]
+        found = np.empty_like(places)
+        in_lane = (places >= head) & (places < head + laned)
+        if in_lane.any():
+            found[in_lane] = self._in_lanes(places[in_lane] - head, lane_rows, take, key)
+        pooled = places[~in_lane]
+        if pooled.size:
+            pooled = np.where(pooled >= head + laned, pooled - laned, pooled).astype(np.uint64)
+            length = np.uint64(self.num_rows - laned)
+            found[~in_lane] = laned + permuted(pooled, length, mixed(_POOL) ^ key).astype(np.int64)  # type: ignore[arg-type]
+        return found
 
-    def _permutation(self, length: int, stream: int) -> NDArray[np.int64]:
-        # Sorted raw numbers rather than Generator.permutation: NumPy promises the raw stream of Philox for
-        # ever, and not the algorithm on top, so a run resumed under a newer NumPy keeps its order.
-        key = np.array([self._seed & _UINT64, self._epoch], dtype=np.uint64)
-        counter = np.array([0, 0, 0, stream], dtype=np.uint64)
-        return np.argsort(np.random.Philox(key=key, counter=counter).random_raw(length), kind="stable")
+    def _in_lanes(
+        self, places: NDArray[np.int64], lane_rows: int, take: int, key: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        number, within_batch = np.divmod(places, self._order.batch)
+        slot, within_take = np.divmod(within_batch, take)
+        turn, phase = np.divmod(number, PHASES)
+        lane = slot * PHASES + phase
+        window, within = np.divmod(turn * take + within_take, WINDOW_ROWS)
+        lengths = np.minimum(WINDOW_ROWS, lane_rows - window * WINDOW_ROWS).astype(np.uint64)
+        keys = mixed(lane.astype(np.uint64), window.astype(np.uint64)) ^ key
+        shuffled = permuted(within.astype(np.uint64), lengths, keys).astype(np.int64)
+        return lane * lane_rows + window * WINDOW_ROWS + shuffled

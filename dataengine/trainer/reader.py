@@ -1,98 +1,149 @@
-"""Reads samples out of tars by place: one ranged read each, checked against the tar's own headers.
+"""Reads rows of a dataset: key, members and, where latents lie in sibling tars, those too.
 
-In goes a row of the index; out come the member contents and the key. It never scans a tar and never guesses:
-a read that meets another name, another size or the end of the file is an error that names the shard, the key
-and the offset.
+In go row numbers; out come `Raw` samples or the error that each met, named by shard, key or place. It decodes nothing
+and replaces nothing.
 """
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from dataengine.errors import CorruptObject, MissingObject, StorageError
-from dataengine.storage.tar import BLOCK
-from dataengine.trainer.index import SampleIndex
+import xxhash
 
-MAX_OPEN_FILES = 128  # two windows of chunks; the usual limit is 1,024 per process
+from dataengine.errors import CorruptObject, StorageError
+from dataengine.storage.store import Root
+from dataengine.trainer.cache import Cache
+from dataengine.trainer.fetch import Fetcher, Patience
+from dataengine.trainer.hashes import Hashes
+from dataengine.trainer.index import Shards
+from dataengine.trainer.manifest import Version
+from dataengine.trainer.tarset import LocalTars, RemoteTars, Tars, parse_sample
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MEMBERS = ("image", "txt", "json")
+MAIN = ""
+
+
+class Raw(NamedTuple):
+    """A sample as it lies in the tar: `row` is its number, `members` map part → bytes."""
+
+    row: int
+    key: str
+    shard: int
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples are read from, and how. May be sent to other processes; each makes its own `SampleReader`.
+
+    `siblings` maps a part to the folder of tars of the same names that holds it; `parts` are those asked for.
+    """
+
+    version: Version
+    shards: Shards
+    parts: tuple[str, ...]
+    siblings: Mapping[str, str] = field(default_factory=dict)
+    check_hashes: bool = False
+    patience: Patience = field(default_factory=Patience)
+    cache: Cache | None = None
+
+    def folders(self) -> dict[str, str | None]:
+        """Each set of tars to open: its part, or MAIN for the dataset's own, and the folder if not its own."""
+        found: dict[str, str | None] = {part: self.siblings[part] for part in self.parts if part in self.siblings}
+        return found if found and len(found) == len(self.parts) else {MAIN: None, **found}
 
 
 class SampleReader:
-    """Reads rows of one index. Keeps files open, so one belongs to one process: workers make their own."""
+    """Reads rows of one source. Belongs to one thread of one process."""
 
-    def __init__(self, index: SampleIndex) -> None:
-        self._index = index
-        self._files: OrderedDict[int, int] = OrderedDict()
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
+        self._wanted = frozenset(source.parts)
+        self._hashes = Hashes(source.version, source.shards) if source.check_hashes else None
 
-    def __del__(self) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
+    def read(self, rows: NDArray[np.int64]) -> list[Raw | StorageError]:
+        """Each row's sample, or what is wrong with it, in the order asked for."""
+        shards, places = (numbers.tolist() for numbers in self._source.shards.locate(rows))
+        asked = list(zip(shards, places, strict=True))
+        found: list[Raw | StorageError] = []
+        parts = tuple(self._sets)
+        contents = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
+        for row, place, content in zip(rows.tolist(), asked, contents, strict=True):
+            sample = self._parsed(row, place, parts, content)
+            if type(sample) is CorruptObject:
+                sample = self._again(row, place, sample)
+            found.append(sample)
+        return found
 
-    def read(self, row: int) -> tuple[str, dict[str, bytes]]:
-        """(key, member → content) of `row`.
+    def describe(self, shard: int, place: int) -> str:
+        """`shard ..., sample ...`, for messages."""
+        return f"shard {self._source.shards.shards[shard].name}, sample {place}"
 
-        Raises MissingObject or CorruptObject naming shard, key and offset.
-        """
-        offsets, sizes = self._index.offsets[row].tolist(), self._index.nbytes[row].tolist()
-        begin = min(offsets) - BLOCK
-        end = max(offset + nbytes for offset, nbytes in zip(offsets, sizes, strict=True))
-        try:
-            content = self._read_range(int(self._index.shard[row]), begin, end - begin)
-        except StorageError as error:
-            raise type(error)(f"{self.describe(row)}: {error}") from error
-        contents, key = {}, ""
-        for member, offset, nbytes in zip(self._index.members, offsets, sizes, strict=True):
-            place = offset - begin
-            name, found = _parse_header(content[place - BLOCK : place])
-            stem = name.partition(".")[0]
-            if found != nbytes or not stem or (key and stem != key):
-                raise CorruptObject(
-                    f"{self.describe(row)}: the tar holds member {name!r} of {found} bytes at {offset}, the "
-                    f"manifest says {member} of {nbytes}; run `dataengine verify` on the dataset"
-                )
-            key, contents[member] = stem, content[place : place + nbytes]
-        return key, contents
+    def _again(self, row: int, place: tuple[int, int], fault: CorruptObject) -> Raw | StorageError:
+        """A sample whose bytes were wrong, read once more past the cache: wires and caches err, too."""
+        if self._source.version.is_local:
+            return fault
+        for tars in self._sets.values():
+            tars.forget(place[0])
+        return self._parsed(row, place, tuple(self._sets), [next(tars.read([place])) for tars in self._sets.values()])
 
-    def describe(self, row: int) -> str:
-        """`shard ..., key ..., offset ...` of `row`, for messages."""
-        shard = self._index.shards[int(self._index.shard[row])]
-        return f"shard {shard.name}, key {self._index.key_of(row)}, offset {int(self._index.offsets[row].min())}"
-
-    def _read_range(self, shard: int, offset: int, nbytes: int) -> bytes:
-        root, path = self._index.version.root, self._index.shards[shard].path
-        if offset < 0:
-            raise CorruptObject(f"{root.address(path)}: no member can begin at byte {offset + BLOCK}")
-        if not self._index.version.is_local:
-            return root.get_range(path, offset, nbytes)
-        content = os.pread(self._open(shard), nbytes, offset)
-        if len(content) != nbytes:
-            raise CorruptObject(
-                f"{root.address(path)}: wanted {nbytes} bytes at {offset}, the file ends after {len(content)}"
-            )
-        return content
-
-    def _open(self, shard: int) -> int:
-        descriptor = self._files.pop(shard, None)
-        if descriptor is None:
-            file = self._index.version.root.local_path(self._index.shards[shard].path)
-            assert file is not None
+    def _parsed(
+        self, row: int, place: tuple[int, int], parts: tuple[str, ...], contents: Sequence[bytes | StorageError]
+    ) -> Raw | StorageError:
+        key = ""
+        members: dict[str, bytes] = {}
+        for part, content in zip(parts, contents, strict=True):
+            if isinstance(content, StorageError):
+                return type(content)(f"{self.describe(*place)}: {content}")
             try:
-                descriptor = os.open(file, os.O_RDONLY)
-            except FileNotFoundError as error:
-                raise MissingObject(f"{file}: no such object; copy the shard again") from error
-            except OSError as error:
-                raise StorageError(f"{file}: cannot open: {error.strerror}") from error
-        self._files[shard] = descriptor
-        if len(self._files) > MAX_OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+                found, of_set = parse_sample(content)
+            except ValueError as error:
+                return self._corrupt(place, part, str(error))
+            if key and found != key:
+                return self._corrupt(place, part, f"holds key {found!r}, the dataset {key!r}")
+            key = found
+            if part == MAIN:
+                members = of_set
+            else:
+                members[part] = next(iter(of_set.values()))
+        if not self._wanted <= members.keys():
+            missing = sorted(self._wanted - members.keys())
+            return self._corrupt(place, MAIN, f"key {key!r} has no member {missing[0]!r}, but {sorted(members)}")
+        if self._hashes is not None and "image" in members:
+            return self._verified(Raw(row, key, place[0], members), place)
+        return Raw(row, key, place[0], members)
+
+    def _verified(self, sample: Raw, place: tuple[int, int]) -> Raw | StorageError:
+        assert self._hashes is not None
+        key, wanted = self._hashes.of(*place)
+        found = xxhash.xxh3_64_hexdigest(sample.members["image"])
+        if (sample.key, found) != (key, wanted):
+            return self._corrupt(
+                place, MAIN, f"holds key {sample.key} with xxh3 {found}, the manifest says {key} with {wanted}"
+            )
+        return sample
+
+    def _corrupt(self, place: tuple[int, int], part: str, fault: str) -> CorruptObject:
+        where = f"{self.describe(*place)}{f' of {part}' if part else ''}"
+        return CorruptObject(f"{where}: {fault}; run `dataengine verify` on the dataset, and copy the shard again")
 
 
-def _parse_header(header: bytes) -> tuple[str, int]:
-    """(name, size) of a ustar header; ("", -1) when it is none."""
-    try:
-        if header[257:262] == b"ustar":
-            return header[:100].rstrip(b"\0").decode("ascii"), int(header[124:136].rstrip(b"\0 "), 8)
-    except ValueError:
-        pass
-    return "", -1
+def _open_set(source: Source, folder: str | None) -> LocalTars | RemoteTars:
+    version = source.version
+    if folder is None:
+        root, tars = version.root, Tars(source.shards.shards)
+    else:
+        absolute = "://" in folder or folder.startswith("/")
+        root = Root(folder if absolute else version.root.address(posixpath.normpath(folder)), version.root.options)
+        tars = Tars(source.shards.shards, is_sibling=True)
+    if len(tars) and root.local_path(tars[0].path) is not None:
+        return LocalTars(root, tars)
+    return RemoteTars(root, tars, Fetcher(root, source.patience, source.cache))

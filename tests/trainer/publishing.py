@@ -37,8 +37,12 @@ def publish(
     version: int = 1,
     repeat: Callable[[int], int] = lambda position: 1,
     split: Callable[[int], str] = lambda position: "train",
+    picture_size: Callable[[int], tuple[int, int]] = lambda number: (16, 12),
 ) -> Path:
-    """The folder `dataset`/v00000N, written; `repeat` and `split` map a sample's position in the table."""
+    """The folder `dataset`/v00000N, written.
+
+    `repeat` and `split` map a sample's position in the table, `picture_size` its number among all samples.
+    """
     folder = dataset / f"v{version:06d}"
     rows, shards = [], []
     for source, sizes in shard_sizes.items():
@@ -46,11 +50,16 @@ def publish(
         remaining = sorted(zip(url_keys(source, urls), urls, strict=True))
         for number, size in enumerate(sizes):
             name = f"{source}-{number:06d}"
-            members = [_sample(source, key, url) for key, url in remaining[:size]]
+            first = sum(len(shard["keys"]) for shard in shards)
+            members = [
+                _sample(source, key, url, picture_size(first + place))
+                for place, (key, url) in enumerate(remaining[:size])
+            ]
             remaining = remaining[size:]
             _write_tar(folder / source / f"{name}.tar", members)
             rows += [member["row"] | {"shard": name, "index_in_shard": index} for index, member in enumerate(members)]
-            shards.append(_shard_row(folder, source, name, [member["row"]["key"] for member in members]))
+            keys = [member["row"]["key"] for member in members]
+            shards.append(_shard_row(folder, source, name, keys) | {"keys": keys})
     for position, row in enumerate(rows):
         row |= {"repeat": repeat(position), "split": split(position)}
     _write_tables(folder, rows, shards)
@@ -95,10 +104,34 @@ def read_rows(folder: Path) -> list[Row]:
     return pq.read_table(folder / "samples").to_pylist()
 
 
-def _sample(source: str, key: str, url: str) -> dict[str, Any]:
+def write_siblings(folder: Path, where: str, rename: Callable[[str], str] = str) -> dict[str, np.ndarray[Any, Any]]:
+    """A tar of the same name beside each tar of `folder`, with one npy per sample; the arrays by key."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    (folder / where).mkdir(parents=True)
+    by_shard: dict[str, list[str]] = {}
+    for row in read_rows(folder):
+        by_shard.setdefault(row["shard"], []).append(row["key"])
+    for shard, keys in by_shard.items():
+        starts = []
+        with tarfile.open(folder / where / f"{shard}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key in keys:
+                arrays[key] = np.random.default_rng(int(key[:8], 16)).normal(size=(4, 3)).astype(np.float16)
+                content = io.BytesIO()
+                np.save(content, arrays[key])
+                entry = tarfile.TarInfo(f"{rename(key)}.dcae.npy")
+                entry.size = len(content.getvalue())
+                starts.append(tar.offset)
+                tar.addfile(entry, io.BytesIO(content.getvalue()))
+            starts.append(tar.offset)
+        (folder / where / f"{shard}.tar.idx").write_bytes(np.array(starts, "<u8").tobytes())
+    return arrays
+
+
+def _sample(source: str, key: str, url: str, size: tuple[int, int]) -> dict[str, Any]:
     rng = np.random.default_rng(int(key[:8], 16))
     picture = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(picture, "JPEG")
+    width, height = size
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(picture, "JPEG")
     caption = f"a picture of {url}"
     record = json.dumps({"key": key, "url": url, "caption": caption}).encode()
     contents = {"image": picture.getvalue(), "txt": caption.encode(), "json": record}
@@ -106,8 +139,8 @@ def _sample(source: str, key: str, url: str) -> dict[str, Any]:
         "key": key,
         "source": source,
         "format": "jpg",
-        "width": 16,
-        "height": 12,
+        "width": width,
+        "height": height,
         "bucket": "4:3",
         "caption": caption,
         "captions": [("alt", f"alt of {key[:6]}")],

@@ -1,56 +1,40 @@
-"""ShardDataset on real tars: every draw once, resume at every position, errors that name what is broken."""
+"""ShardDataset on real tars: what a view holds, what a sample holds, and errors that name what is broken."""
 
 from __future__ import annotations
 
-import copy
 import json
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from dataengine.errors import ConfigError, CorruptObject, InputError, MissingObject
-from dataengine.trainer.dataset import ShardDataset
-from tests.trainer.publishing import publish, read_rows
+from dataengine.trainer import Buckets, Caption, Mixture, ShardDataset
+from dataengine.trainer.samples import sample_rng
+from tests.trainer.publishing import publish, read_rows, write_manifest, write_siblings
 
 
 def keys(dataset: ShardDataset) -> list[str]:
     return [sample["__key__"] for sample in dataset]
 
 
-def joined(shares: Iterable[list[Any]]) -> list[Any]:
-    return [entry for share in shares for entry in share]
-
-
-def ranks_of(folder: Path, world_size: int, **options: Any) -> list[ShardDataset]:
-    return [
-        ShardDataset(folder, decode="bytes", rank=rank, world_size=world_size, **options) for rank in range(world_size)
-    ]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_ranks_draw_every_sample_once(published: Path, world_size: int) -> None:
-    ranks = ranks_of(published, world_size)
-    drawn = [keys(rank) for rank in ranks]
-    assert sorted(joined(drawn)) == sorted(row["key"] for row in read_rows(published))
-    assert [len(rank) for rank in ranks] == [len(share) for share in drawn]
-
-
 @pytest.mark.parametrize("address", ["manifest.json", ".", ".."])
 def test_opens_a_manifest_a_version_or_a_dataset(published: Path, address: str) -> None:
     dataset = ShardDataset((published / address).resolve(), decode="bytes")
-    assert len(keys(dataset)) == 18
+    assert keys(dataset) == [row["key"] for row in read_rows(published)]
 
 
 def test_a_sample_holds_what_the_tar_holds(published: Path) -> None:
     rows = read_rows(published)
-    samples = list(ShardDataset(published, shuffle=False))
-    for row, sample in zip(rows, samples, strict=True):
+    for row, sample in zip(rows, ShardDataset(published), strict=True):
         assert isinstance(sample["image"], Image.Image)
         assert sample["image"].size == (row["width"], row["height"])
         assert sample["txt"] == row["caption"]
@@ -63,118 +47,144 @@ def test_a_sample_holds_what_the_tar_holds(published: Path) -> None:
 
 
 def test_parts_and_transform(published: Path) -> None:
-    dataset = ShardDataset(published, parts=("txt",), transform=lambda sample: sorted(sample))
-    assert next(iter(dataset)) == ["__key__", "__shard__", "__source__", "txt"]
-    raw = next(iter(ShardDataset(published, parts=("json", "image"), decode="bytes")))
+    dataset = ShardDataset(published, parts=("txt",), transform=sorted)
+    assert dataset[0] == ["__epoch__", "__key__", "__shard__", "__source__", "txt"]
+    raw = ShardDataset(published, parts=("json", "image"), decode="bytes")[3]
     assert raw["image"][:2] == b"\xff\xd8"
     assert json.loads(raw["json"])["key"] == raw["__key__"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_repeats_draw_a_sample_again(repeated: Path, world_size: int) -> None:
-    wanted = Counter({row["key"]: row["repeat"] for row in read_rows(repeated) if row["split"] == "train"})
-    drawn = Counter(joined(keys(rank) for rank in ranks_of(repeated, world_size)))
-    assert drawn == wanted
-    once = Counter(joined(keys(rank) for rank in ranks_of(repeated, world_size, repeats=False)))
-    assert once == Counter(dict.fromkeys(wanted, 1))
+def test_pixels_and_own_decoders(published: Path) -> None:
+    picture, pixels = (ShardDataset(published, parts=("image",), decode=how)[5]["image"] for how in ("pil", "rgb"))
+    assert (pixels.shape, pixels.dtype) == ((12, 16, 3), np.uint8)
+    assert np.abs(pixels.astype(int) - np.asarray(picture)).max() <= 3
+    assert ShardDataset(published, parts=("image",), decode=len)[5]["image"] > 100
 
 
-def test_a_split_is_read_alone(repeated: Path) -> None:
-    held = [row["key"] for row in read_rows(repeated) if row["split"] == "holdout"]
-    assert sorted(keys(ShardDataset(repeated, split="holdout", decode="bytes", repeats=False))) == sorted(held)
-
-
-def test_epochs_differ_and_advance_by_themselves(published: Path) -> None:
-    dataset = ShardDataset(published, decode="bytes", seed=3)
-    first, second = keys(dataset), keys(dataset)
-    assert first != second
-    assert sorted(first) == sorted(second)
-    assert dataset.epoch == 2
-    dataset.set_epoch(0)
-    assert keys(dataset) == first
-    other = ShardDataset(published, decode="bytes", seed=3)
-    other.set_epoch(1)
-    assert keys(other) == second
-
-
-def test_resumes_at_every_position(repeated: Path) -> None:
-    whole = keys(ShardDataset(repeated, decode="bytes", seed=5))
-    for position in range(len(whole)):
-        dataset = ShardDataset(repeated, decode="bytes", seed=5)
-        samples = iter(dataset)
-        head = [next(samples)["__key__"] for _ in range(position)]
-        state = json.loads(json.dumps(dataset.state_dict()))
-        again = ShardDataset(repeated, decode="bytes", seed=5)
-        again.load_state_dict(state)
-        again.load_state_dict(state)
-        again.set_epoch(0)
-        assert head + keys(again) == whole
-        assert len(json.dumps(state)) < 4096
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (3, 2), (2, 2)])
-def test_a_state_loads_under_another_world_size(repeated: Path, before: int, after: int) -> None:
-    whole = keys(ShardDataset(repeated, decode="bytes"))
-    for steps in range(len(whole) // before):
-        ranks = ranks_of(repeated, before)
-        iterators = [iter(rank) for rank in ranks]
-        head = [next(iterator)["__key__"] for _ in range(steps) for iterator in iterators]
-        states = [rank.state_dict() for rank in ranks]
-        assert all(state == states[0] for state in states)
-        resumed = ranks_of(repeated, after)
-        for rank in resumed:
-            rank.load_state_dict(states[0])
-        assert head == whole[: len(head)]
-        assert Counter(head + joined(keys(rank) for rank in resumed)) == Counter(whole)
-
-
-def test_the_end_of_an_epoch_is_the_start_of_the_next(published: Path) -> None:
+def test_indexing(published: Path) -> None:
     dataset = ShardDataset(published, decode="bytes")
-    keys(dataset)
-    state = dataset.state_dict()
-    assert (state["epoch"], state["num_consumed"]) == (1, 0)
-    again = ShardDataset(published, decode="bytes")
-    again.load_state_dict(state)
-    assert keys(again) == keys(dataset)
+    whole = keys(dataset)
+    assert len(dataset) == 18
+    assert [sample["__key__"] for sample in dataset.__getitems__([17, 0, 5, 5])] == [whole[at] for at in (17, 0, 5, 5)]
+    assert dataset[-1]["__key__"] == whole[-1]
+    for place in (18, -19):
+        with pytest.raises(IndexError, match="18 samples"):
+            dataset[place]
 
 
-def test_breaking_off_continues(published: Path) -> None:
-    dataset = ShardDataset(published, decode="bytes")
-    head = [next(iter(dataset))["__key__"] for _ in range(4)]
-    assert head + keys(dataset) == keys(ShardDataset(published, decode="bytes"))
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_torchs_own_loader_and_samplers(published: Path, num_workers: int) -> None:
+    dataset = ShardDataset(published, parts=("txt",))
+    sampler = torch.utils.data.RandomSampler(dataset)
+    loader = torch.utils.data.DataLoader(dataset, 4, sampler=sampler, num_workers=num_workers, collate_fn=list)
+    assert sorted(sample["__key__"] for batch in loader for sample in batch) == sorted(keys(dataset))
+
+
+def test_repeats_and_splits(repeated: Path) -> None:
+    rows = read_rows(repeated)
+    wanted = Counter({row["key"]: row["repeat"] for row in rows if row["split"] == "train"})
+    assert Counter(keys(ShardDataset(repeated, decode="bytes"))) == wanted
+    assert Counter(keys(ShardDataset(repeated, decode="bytes", repeats=False))) == Counter(dict.fromkeys(wanted, 1))
+    held = [row["key"] for row in rows if row["split"] == "holdout"]
+    assert keys(ShardDataset(repeated, split="holdout", decode="bytes", repeats=False)) == held
+
+
+def test_a_condition_chooses_rows(repeated: Path) -> None:
+    chosen = ShardDataset(repeated, where="aesthetic > 5 and source = 'alpha'", decode="bytes")
+    rows = [row for row in read_rows(repeated) if row["split"] == "train" and row["source"] == "alpha"]
+    wanted = Counter({row["key"]: row["repeat"] for row in rows if (row["aesthetic"] or 0) > 5})
+    assert Counter(keys(chosen)) == wanted
+    assert 0 < len(wanted) < len(rows)
+
+
+def test_a_mixture_names_sources_or_conditions(published: Path) -> None:
+    rows = read_rows(published)
+    only = ShardDataset(published, mixture={"beta": 1}, decode="bytes")
+    assert set(keys(only)) == {row["key"] for row in rows if row["source"] == "beta"}
+    where = {"fine": "aesthetic > 5", "rest": "aesthetic <= 5 or aesthetic is null"}
+    streams = ShardDataset(published, mixture=Mixture({"fine": 1, "rest": 3}, where), decode="bytes")
+    assert sorted(keys(streams)) == sorted(row["key"] for row in rows)
+    assert streams.view.names == ("fine", "rest")
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
-    [({"seed": 1}, "seed"), ({"repeats": False}, "repeats"), ({"shuffle": False}, "shuffle")],
+    ("options", "message"),
+    [
+        ({"parts": ()}, "parts"),
+        ({"parts": "image"}, "parts='image'"),
+        ({"decode": "cv2"}, "decode='cv2'"),
+        ({"split": "test"}, "split='test'"),
+        ({"mixture": {"gamma": 1}}, r"\['gamma'\]; wanted some of \['alpha', 'beta'\]"),
+        ({"mixture": {"alpha": -1, "beta": 1}}, "weights"),
+        ({"where": "aesthetic >"}, "where='aesthetic >'"),
+        ({"where": "width"}, "gives Int32, wanted true or false"),
+        ({"mixture": Mixture({"x": 1}, {"x": "width >"})}, r"mixture.where\['x'\]"),
+    ],
 )
-def test_a_state_of_another_view_is_refused(published: Path, options: dict[str, Any], named: str) -> None:
-    state = ShardDataset(published).state_dict()
-    with pytest.raises(InputError, match=named):
-        ShardDataset(published, **options).load_state_dict(state)
+def test_bad_arguments_are_named(published: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ShardDataset(published, **options)
 
 
-def test_a_state_of_another_dataset_is_refused(published: Path, repeated: Path) -> None:
-    with pytest.raises(InputError, match="dataset"):
-        ShardDataset(published).load_state_dict(ShardDataset(repeated).state_dict())
-    with pytest.raises(InputError, match="num_consumed"):
-        ShardDataset(published).load_state_dict(ShardDataset(published).state_dict() | {"num_consumed": -1})
-
-
-def test_survives_pickling_and_copying(published: Path) -> None:
-    dataset = ShardDataset(published, decode="bytes")
-    assert keys(pickle.loads(pickle.dumps(dataset))) == keys(copy.copy(dataset))
-
-
-def test_bad_arguments_are_named(published: Path) -> None:
-    with pytest.raises(ConfigError, match="parts"):
-        ShardDataset(published, parts=("jpg",))
-    with pytest.raises(ConfigError, match="decode"):
-        ShardDataset(published, decode="cv2")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="world_size"):
-        ShardDataset(published, rank=0)
-    with pytest.raises(InputError, match="holdout"):
+def test_a_view_without_rows_is_refused(published: Path) -> None:
+    with pytest.raises(InputError, match="no samples of split 'holdout'"):
         ShardDataset(published, split="holdout")
+    with pytest.raises(InputError, match="no samples of split 'train' where width > 99"):
+        ShardDataset(published, where="width > 99")
+    with pytest.raises(InputError, match=r"lacks the columns \['beauty'\]"):
+        ShardDataset(published, where="beauty > 99")
+
+
+def test_survives_pickling(published: Path) -> None:
+    dataset = ShardDataset(published, decode="bytes")
+    assert keys(pickle.loads(pickle.dumps(dataset))) == keys(dataset)
+
+
+def test_captions_are_chosen_by_weight_and_dropped(published: Path) -> None:
+    choice = Caption({"caption": 1, "alt": 3}, drop=0.25)
+    record = {"caption": "primary", "captions": {"alt": "the alt", "empty": ""}}
+    chosen = Counter(choice.choose(record, f"{number:032x}", 7, 0)[1] for number in range(4000))
+    for name, share in (("", 0.25), ("caption", 0.1875), ("alt", 0.5625)):
+        assert abs(chosen[name] / 4000 - share) < 0.03
+    assert Caption({"empty": 1, "absent": 1}).choose(record, "k", 0, 0) == ("primary", "caption")
+    assert choice.choose(record, "k", 0, 0) == choice.choose(record, "k", 0, 0)
+    sample = ShardDataset(published, parts=("txt",), caption=Caption({"caption": 1}))[0]
+    assert (sample["caption"], sample["__caption__"]) == (sample["txt"], "caption")
+    assert "json" not in sample
+    for options in ({"weights": {}}, {"weights": {"a": 0}}, {"weights": {"a": 1}, "drop": 2}):
+        with pytest.raises(ConfigError, match="caption"):
+            Caption(**options)
+
+
+def test_a_generator_belongs_to_seed_epoch_and_key(published: Path) -> None:
+    def crop(sample: dict[str, Any], rng: np.random.Generator) -> tuple[str, float]:
+        return sample["__key__"], rng.random()
+
+    drawn = dict(ShardDataset(published, transform=crop, seed=3))
+    again = dict(reversed(ShardDataset(published, transform=crop, seed=3).__getitems__(range(18))))
+    assert drawn == again
+    assert len(set(drawn.values())) == 18
+    assert drawn != dict(ShardDataset(published, transform=crop, seed=4))
+    first = next(iter(drawn))
+    assert drawn[first] == sample_rng(3, 0, first).random() != sample_rng(3, 1, first).random()
+
+
+def test_siblings_are_read_beside(published: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "v000001"))
+    latents = write_siblings(folder, "latents/dcae")
+    both = ShardDataset(folder, parts=("txt", "latent"), siblings={"latent": "latents/dcae"})
+    for sample in both:
+        assert sample["latent"].tolist() == latents[sample["__key__"]].tolist()
+    shutil.rmtree(folder / "alpha")
+    alone = ShardDataset(folder, parts=("latent",), siblings={"latent": str(folder / "latents/dcae")})
+    assert [sample["__key__"] for sample in alone] == [row["key"] for row in read_rows(folder)]
+
+
+def test_a_sibling_of_another_sample_is_noticed(published: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "v000001"))
+    write_siblings(folder, "latents", rename=lambda key: key[::-1])
+    with pytest.raises(CorruptObject, match="of latent: holds key"):
+        ShardDataset(folder, parts=("txt", "latent"), siblings={"latent": "latents"})[0]
 
 
 @pytest.fixture
@@ -183,40 +193,73 @@ def broken(published: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "v000001"))
 
 
-def drain(folder: Path) -> None:
-    for _ in ShardDataset(folder, shuffle=False):
+def drain(folder: Path, **options: Any) -> None:
+    for _ in ShardDataset(folder, **options):
         pass
 
 
 def test_a_missing_shard_is_named(broken: Path) -> None:
     (broken / "alpha/alpha-000001.tar").unlink()
-    key = next(row["key"] for row in read_rows(broken) if row["shard"] == "alpha-000001")
-    with pytest.raises(MissingObject, match=rf"shard alpha-000001, key {key}, offset 512: .*copy the shard"):
+    with pytest.raises(MissingObject, match=r"shard alpha-000001, sample 0: .*copy the shard"):
+        drain(broken)
+
+
+def test_a_missing_index_is_named(broken: Path) -> None:
+    (broken / "alpha/alpha-000001.tar.idx").unlink()
+    with pytest.raises(MissingObject, match=r"shard alpha-000001, sample 0: .*tar.idx: no such object"):
         drain(broken)
 
 
 def test_a_short_shard_is_named(broken: Path) -> None:
     tar = broken / "beta/beta-000000.tar"
-    row = read_rows(broken)[-1]
-    tar.write_bytes(tar.read_bytes()[: row["image_offset"] + 9])
-    with pytest.raises(CorruptObject, match=rf"key {row['key']}, offset {row['image_offset']}: .*ends after"):
+    tar.write_bytes(tar.read_bytes()[:9000])
+    with pytest.raises(CorruptObject, match=r"shard beta-000000, sample 0: .*holds 9000 bytes, the manifest says"):
         drain(broken)
 
 
-def test_another_tar_under_the_name_is_noticed(broken: Path) -> None:
-    shutil.copy(broken / "alpha/alpha-000000.tar", broken / "beta/beta-000000.tar")
-    with pytest.raises(CorruptObject, match="the tar holds member"):
+def test_a_short_index_is_named(broken: Path) -> None:
+    index = broken / "beta/beta-000000.tar.idx"
+    index.write_bytes(index.read_bytes()[:-8])
+    with pytest.raises(CorruptObject, match=r"shard beta-000000, sample 5: .*tar.idx: has no entry 5"):
         drain(broken)
+
+
+def test_another_index_is_noticed(broken: Path) -> None:
+    index = np.fromfile(broken / "beta/beta-000000.tar.idx", "<u8")
+    cut, inside = index.copy(), index.copy()
+    cut[1] -= 512
+    inside[1] = index[2]
+    for wrong, message in ((index + 512, "holds key|no ustar header"), (cut, "the index says"), (inside, "beside key")):
+        wrong.astype("<u8").tofile(broken / "beta/beta-000000.tar.idx")
+        with pytest.raises(CorruptObject, match=rf"shard beta-000000, sample 0: .*({message})"):
+            drain(broken, mixture={"beta": 1})
 
 
 def test_a_picture_that_does_not_decode_is_named(broken: Path) -> None:
-    row = read_rows(broken)[3]
-    tar = broken / row["shard"].split("-")[0] / f"{row['shard']}.tar"
-    content = bytearray(tar.read_bytes())
-    content[row["image_offset"] : row["image_offset"] + 40] = bytes(40)
-    tar.write_bytes(content)
-    with pytest.raises(CorruptObject, match=rf"key {row['key']}, .*does not decode"):
+    row = overwrite(broken, 3, lambda content: bytes(40) + content[40:])
+    with pytest.raises(CorruptObject, match=rf"key {row['key']}: .*does not decode"):
         drain(broken)
+
+
+def test_hashes_are_compared_when_asked(broken: Path) -> None:
+    drain(broken, check_hashes=True)
+    row = overwrite(broken, 3, lambda content: content[:-3] + b"\0" + content[-2:])
+    drain(broken, decode="bytes")
+    with pytest.raises(
+        CorruptObject, match=rf"shard {row['shard']}, sample {row['index_in_shard']}: holds key .* xxh3"
+    ):
+        drain(broken, decode="bytes", check_hashes=True)
+
+
+def overwrite(folder: Path, number: int, change: Callable[[bytes], bytes]) -> dict[str, Any]:
+    """Change the picture of a row, and return the row."""
+    row = read_rows(folder)[number]
+    tar = folder / row["source"] / f"{row['shard']}.tar"
+    content = bytearray(tar.read_bytes())
+    place = slice(row["image_offset"], row["image_offset"] + row["image_nbytes"])
+    content[place] = change(bytes(content[place]))
+    tar.write_bytes(content)
+    return row
 
 
 def test_a_child_version_reads_its_parents_shards(tmp_path: Path) -> None:
@@ -231,10 +274,61 @@ def test_a_child_version_reads_its_parents_shards(tmp_path: Path) -> None:
         ShardDataset(child)
 
 
-def relocate(folder: Path, move: Any) -> None:
-    import pyarrow.parquet as pq
-
+def relocate(folder: Path, move: Callable[[str], str]) -> None:
     rows = pq.read_table(folder / "shards.parquet")
     paths = [move(path) for path in rows["path"].to_pylist()]
     position = rows.schema.get_field_index("path")
     pq.write_table(rows.set_column(position, rows.schema.field("path"), [paths]), folder / "shards.parquet")
+
+
+def test_buckets_are_assigned_without_opening_a_sample(tmp_path: Path) -> None:
+    folder = publish(
+        tmp_path / "pairs", picture_size=lambda number: ((16, 12), (12, 16), (20, 20), (64, 20))[number % 4]
+    )
+    for tar in folder.rglob("*.tar"):
+        tar.rename(tar.with_suffix(".away"))
+    buckets = Buckets(((24, 32), (32, 32), (32, 24), (40, 20)))
+    dataset = ShardDataset(folder, parts=("image",), buckets=buckets)
+    assert [stream.bucket for stream in dataset.view.streams] == [0, 1, 2, 3]
+    assert [row["samples"] for row in dataset.view.fitting] == [5, 4, 5, 4]
+    assert [round(row["crop_loss"], 3) for row in dataset.view.fitting] == [0, 0, 0, 0.375]
+    for away in folder.rglob("*.away"):
+        away.rename(away.with_suffix(".tar"))
+    for sample in dataset:
+        width, height = sample["__bucket__"]
+        assert sample["image"].shape == (height, width, 3)
+
+
+def test_bucket_shapes() -> None:
+    shapes = Buckets.around(512, multiple=64).shapes
+    assert (512, 512) in shapes
+    assert all(width % 64 == height % 64 == 0 and 0.8 < width * height / 512**2 < 1.2 for width, height in shapes)
+    for wrong in ((), ((0, 4),), ((4, 4), (8, 8)), ((8, 4), (4, 8))):
+        with pytest.raises(ConfigError, match="buckets"):
+            Buckets(wrong)
+    assert Buckets(((4, 4), (8, 4)), max_batch_pixels=16 * 40).batch_size(1, 64) == 16
+    with pytest.raises(ConfigError, match="raise it to 128"):
+        Buckets(((4, 4),), max_batch_pixels=100).batch_size(0, 64)
+
+
+def test_tables_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs")
+    part = folder / "samples/part-000001.parquet"
+    content = part.read_bytes()
+    part.write_bytes(content[:-100])
+    assert len(ShardDataset(folder)) == 18  # nobody asked about rows
+    with pytest.raises(InputError, match=r"part-000001.parquet: not a readable Parquet file"):
+        ShardDataset(folder, where="width > 1")
+    part.write_bytes((folder / "samples/part-000000.parquet").read_bytes())
+    part.with_name("part-000002.parquet").write_bytes(part.read_bytes())
+    write_manifest(folder)
+    with pytest.raises(InputError, match="counts 18 samples, the manifest says 30"):
+        ShardDataset(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["counts"] |= {"num_samples": 18, "num_draws": 18}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="holds 30 rows, the manifest says 18"):
+        ShardDataset(folder, where="width > 1")
+    (folder / "samples/part-000002.parquet").write_bytes((folder / "shards.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"lacks the columns \['index_in_shard', 'width'\]"):
+        ShardDataset(folder, where="width > 1")

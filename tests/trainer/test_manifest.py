@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 
 from dataengine.errors import InputError
-from dataengine.trainer.index import load_index
+from dataengine.trainer.columns import integers, scan
+from dataengine.trainer.index import load_shards
 from dataengine.trainer.manifest import open_version
 from tests.trainer.publishing import publish, read_rows, write_manifest
 
@@ -48,39 +49,32 @@ def test_a_strange_manifest_is_refused(tmp_path: Path, content: str, message: st
         open_version(tmp_path)
 
 
-def test_tables_that_disagree_with_the_manifest_are_refused(tmp_path: Path) -> None:
+def test_shards_that_disagree_with_the_manifest_are_refused(tmp_path: Path) -> None:
     folder = publish(tmp_path / "pairs")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["counts"]["num_samples"] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="holds 18 rows, the manifest says 19"):
-        load_index(open_version(folder), ["txt"], "train")
-    part = folder / "samples/part-000001.parquet"
-    part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"part-000001.parquet: not a readable Parquet file"):
-        load_index(open_version(folder), ["txt"], "train")
-    for path in (folder / "samples").iterdir():
-        path.unlink()
-    (folder / "samples/part-000000.parquet").write_bytes((folder / "shards.parquet").read_bytes())
-    manifest["files"] = [file for file in manifest["files"] if file["path"] != "samples/part-000001.parquet"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"lacks the columns \['repeat', 'split', 'txt_nbytes', 'txt_offset'\]"):
-        load_index(open_version(folder), ["txt"], "train")
+    with pytest.raises(InputError, match=r"shards.parquet: counts 18 samples, the manifest says 19"):
+        load_shards(open_version(folder))
+    (folder / "shards.parquet").write_bytes((folder / "samples/part-000001.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"lacks the columns \['nbytes', 'num_samples', 'path'\]"):
+        load_shards(open_version(folder))
 
 
-def test_a_part_may_be_empty(tmp_path: Path) -> None:
-    folder = publish(tmp_path / "pairs", {"alpha": (1,)})
-    assert len(pq.read_table(folder / "samples/part-000001.parquet")) == 0
-    assert load_index(open_version(folder), ["txt"], "train").part_starts.tolist() == [0, 1, 1]
-
-
-def test_the_index_places_every_member(published: Path) -> None:
-    index = load_index(open_version(published), ["image", "json"], "train")
-    for position, row in enumerate(read_rows(published)):
-        assert index.key_of(position) == row["key"]
-        assert index.offsets[position].tolist() == [row["image_offset"], row["json_offset"]]
-        assert index.nbytes[position].tolist() == [row["image_nbytes"], row["json_nbytes"]]
-        assert index.shards[index.shard[position]].name == row["shard"]
+def test_rows_are_numbered_by_shard_whatever_the_order_of_parts(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs")
+    first, second = (folder / f"samples/part-00000{number}.parquet" for number in (0, 1))
+    rows = read_rows(folder)
+    first.rename(first.with_suffix(".away"))
+    second.rename(first)
+    first.with_suffix(".away").rename(second)
+    version = open_version(folder)
+    shards = load_shards(version)
+    found = scan(version, shards, ["width", "repeat"], {"width": integers("width")})
+    assert found["width"].tolist() == [row["width"] for row in rows]
+    number, place = shards.locate(np.arange(18))
+    assert [shards.shards[shard].name for shard in number] == [row["shard"] for row in rows]
+    assert place.tolist() == [row["index_in_shard"] for row in rows]
 
 
 def test_an_unlisted_file_does_not_exist(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The reader under other trainers' loops: torch's DataLoader, torchdata, Hugging Face, mmengine. One module each."""

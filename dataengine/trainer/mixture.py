@@ -1,0 +1,64 @@
+"""Mixtures: what a user says about how often to draw from what.
+
+A `Mixture` gives wanted shares of batches, `Repeats` the times that everything is drawn per epoch. Both name sources
+of the dataset, or streams of their own by SQL conditions on the samples table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dataengine.errors import ConfigError
+
+Per = Literal["sample", "batch"]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Wanted shares by name, of any sum. A stream begins again when it is through, each time in another order.
+
+    Names are sources, or keys of `where`: SQL conditions on the samples table, as `{"sharp": "aesthetic > 6"}`. What is
+    not named is not drawn. `per="sample"` mixes every batch; with `per="batch"` each batch is of one stream, and shares
+    are of batches.
+    """
+
+    weights: Mapping[str, float]
+    where: Mapping[str, str] = field(default_factory=dict)
+    per: Per = "sample"
+
+    def __post_init__(self) -> None:
+        _check("weights", self.weights, self.where, self.per)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Times each name is drawn per epoch: 2 is twice, 0.5 one half of it, and the other half in the next epoch.
+
+    Names, `where` and `per` as for `Mixture`.
+    """
+
+    times: Mapping[str, float]
+    where: Mapping[str, str] = field(default_factory=dict)
+    per: Per = "sample"
+
+    def __post_init__(self) -> None:
+        _check("times", self.times, self.where, self.per)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The numbers, as those of a mixture."""
+        return self.times
+
+
+def _check(what: str, numbers: Mapping[str, float], where: Mapping[str, str], per: str) -> None:
+    if per not in ("sample", "batch"):
+        raise ConfigError(f"mixture: per={per!r}: wanted 'sample' or 'batch'")
+    wrong = {name: number for name, number in numbers.items() if not (math.isfinite(number) and number >= 0)}
+    if wrong or not any(numbers.values()):
+        raise ConfigError(f"mixture: {what} {dict(numbers)}: wanted numbers from 0, one of them above 0")
+    unused = sorted(set(where) - set(numbers))
+    if unused:
+        raise ConfigError(f"mixture: where names {unused}, {what} does not; give each a number")

@@ -1,0 +1,92 @@
+"""A proxy before an object store that answers late, and now and then wrongly: refused, cut off, or a bit flipped."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from urllib.parse import urlsplit
+
+
+class FaultyStore:
+    """What the proxy does: seconds to wait, the share of answers that are faulty, and how many were."""
+
+    def __init__(
+        self, latency_seconds: float = 0.0, faults: float = 0.0, kinds: tuple[str, ...] = ("refuse", "cut")
+    ) -> None:
+        self.latency_seconds, self.faults, self.kinds = latency_seconds, faults, kinds
+        self.counts: Counter[str] = Counter()
+        self.endpoint = ""
+        self._random, self._lock = random.Random(1), Lock()
+
+    def choose(self) -> str:
+        """What becomes of the next answer."""
+        with self._lock:
+            self.counts["answers"] += 1
+            faulty = self._random.random() < self.faults
+            kind = self._random.choice(self.kinds) if faulty else "sound"
+            self.counts[kind] += 1
+            return kind
+
+
+@contextmanager
+def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
+    """Runs `store` before the server at `endpoint`."""
+    target = urlsplit(endpoint)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            time.sleep(store.latency_seconds)
+            kind = store.choose() if self.command == "GET" else "sound"
+            if kind == "refuse":
+                self._answer(503, [("Content-Length", "0")], b"")
+                return
+            wire = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=30)
+            wire.request(self.command, self.path, headers=dict(self.headers))
+            answer = wire.getresponse()
+            body = answer.read()
+            wire.close()
+            if kind == "flip" and body:
+                body = body[:-1] + bytes([body[-1] ^ 1]) if len(body) < 2000 else _flipped(body)
+            headers = [(name, value) for name, value in answer.getheaders() if name.lower() != "transfer-encoding"]
+            self._answer(answer.status, headers, body[: len(body) // 2] if kind == "cut" else body)
+            self.close_connection = self.close_connection or kind == "cut"
+
+        do_HEAD = do_GET  # noqa: N815 - what the base class calls
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    server = Server(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    store.endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield store
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _flipped(body: bytes) -> bytes:
+    """One bit of the middle turned, where the bytes of a picture are."""
+    place = len(body) // 2
+    return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]

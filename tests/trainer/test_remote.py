@@ -1,0 +1,147 @@
+"""Reading from a real S3 server, late and faulty: every sample right, within bounds of time, requests and disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataengine.errors import ConfigError, MissingObject, StorageError
+from dataengine.storage.store import Root
+from dataengine.trainer import Cache, DataLoader, Patience, ShardDataset
+from dataengine.trainer.fetch import Fetcher
+from tests.trainer.faulty_store import FaultyStore, before
+from tests.trainer.publishing import publish, read_rows
+
+QUICK = Patience(timeout_seconds=10, tries=5, pause_seconds=0.01)
+
+
+@pytest.fixture(scope="module")
+def remote(s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """(the address in the store, the same on disk) of 300 samples in 6 shards."""
+    folder = publish(tmp_path_factory.mktemp("remote") / "pairs", {"alpha": (60, 60, 60), "beta": (40, 40, 40)})
+    address = "s3://lake/reader/pairs/v000001"
+    root = Root(address, tuple(sorted(s3_server.items())))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            root.put(path.relative_to(folder).as_posix(), path.read_bytes())
+    return address, folder
+
+
+def batches(dataset: ShardDataset, num_workers: int = 0, kind: Any = "process") -> list[dict[str, Any]]:
+    loader = DataLoader(dataset, global_batch_size=30, num_workers=num_workers, workers=kind, on_corrupt="raise")
+    return list(loader)
+
+
+@pytest.mark.parametrize(("num_workers", "kind"), [(0, "process"), (2, "process"), (2, "thread")])
+def test_remote_and_local_batches_are_equal(
+    remote: tuple[str, Path], s3_server: dict[str, str], num_workers: int, kind: str
+) -> None:
+    address, folder = remote
+    far = batches(ShardDataset(address, decode="bytes", storage_options=s3_server), num_workers, kind)
+    near = batches(ShardDataset(folder, decode="bytes"))
+    for ours, theirs in zip(far, near, strict=True):
+        assert all(list(ours[name]) == list(theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("kinds", [("refuse", "cut"), ("refuse", "cut", "flip")])
+def test_a_late_and_faulty_store_gives_no_wrong_sample(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path, kinds: tuple[str, ...], cached: bool
+) -> None:
+    """20 ms and a fault in 1 of 20 answers. Bits that flip in transit are found where there is a hash: in images."""
+    address, folder = remote
+    cache = Cache(tmp_path / "cache", max_bytes=2**20, block_bytes=2**14) if cached else None
+    with before(s3_server["endpoint"], FaultyStore(0.02, 0.0, kinds)) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        dataset = ShardDataset(
+            address,
+            decode="bytes",
+            check_hashes="flip" in kinds,
+            storage_options=options,
+            patience=QUICK,
+            cache=cache,
+        )
+        store.faults = 0.05
+        loader = DataLoader(dataset, global_batch_size=30, num_workers=1, workers="thread")
+        got = list(loader)
+        assert sum(store.counts[kind] for kind in kinds) > 0
+    parts = ("image",) if "flip" in kinds else ("image", "txt", "json")
+    near = batches(ShardDataset(folder, decode="bytes"))
+    assert len(loader.skipped) == 0
+    for ours, theirs in zip(got, near, strict=True):
+        assert all(ours[name] == theirs[name] for name in ("__key__", *parts))
+
+
+def test_near_ranges_are_read_in_one_request(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:
+    address, _ = remote
+    with before(s3_server["endpoint"], FaultyStore()) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        dataset = ShardDataset(address, decode="bytes", shuffle=False, storage_options=options)
+        before_reading = store.counts["answers"]
+        assert len(list(dataset)) == 300
+        # 6 shards, read 64 samples at a time: index entries and a run of samples from each that these touch.
+        assert store.counts["answers"] - before_reading <= 2 * 12
+
+
+def test_the_cache_reads_once_keeps_to_its_limit_and_deletes_only_its_own(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    address, folder = remote
+    place = tmp_path / "cache"
+    large = Cache(place, max_bytes=2**24, block_bytes=2**14)
+    (place / "ab").mkdir()
+    with before(s3_server["endpoint"], FaultyStore()) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        first = batches(ShardDataset(address, decode="bytes", storage_options=options, cache=large))
+        asked = store.counts["answers"]
+        dataset = ShardDataset(address, decode="bytes", storage_options=options, cache=large)
+        opened = store.counts["answers"] - asked
+        assert [batch["__key__"] for batch in batches(dataset)] == [batch["__key__"] for batch in first]
+        again = store.counts["answers"] - asked - opened
+        assert again <= 12  # blocks of index entries, which a new process has to ask for
+    total = sum(path.stat().st_size for path in folder.rglob("*.tar"))
+    assert used(place) <= total + 2**14
+    small = Cache(tmp_path / "small", max_bytes=5 * 2**14, block_bytes=2**14)
+    kept = tmp_path / "small" / "mine.txt"
+    kept.write_text("kept")
+    batches(ShardDataset(address, decode="bytes", storage_options=s3_server, cache=small))
+    assert 0 < used(tmp_path / "small") <= 5 * 2**14
+    assert kept.read_text() == "kept"
+    for path in place.glob("*/*.block"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert len(batches(ShardDataset(address, decode="bytes", storage_options=s3_server, cache=large))) == 10
+
+
+def used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*/*.block"))
+
+
+def test_a_folder_of_others_is_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds files that no cache wrote"):
+        Cache(tmp_path, max_bytes=2**20)
+    with pytest.raises(ConfigError, match="wanted a block or more"):
+        Cache(tmp_path / "new", max_bytes=5)
+
+
+def test_a_missing_shard_and_a_silent_store_are_errors(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:
+    address, _ = remote
+    root = Root(address, tuple(sorted(s3_server.items())))
+    fetcher = Fetcher(root, Patience(timeout_seconds=0.2, tries=2, pause_seconds=0.01))
+    (missing,) = fetcher.ranges([("alpha/none.tar", 0, 5)], [None])
+    assert isinstance(missing, MissingObject)
+    with before(s3_server["endpoint"], FaultyStore(latency_seconds=1.0)) as store:
+        slow = Root(address, tuple(sorted((s3_server | {"endpoint": store.endpoint}).items())))
+        fetcher = Fetcher(slow, Patience(timeout_seconds=0.2, tries=2, pause_seconds=0.01))
+        (silent,) = fetcher.ranges([("alpha/alpha-000000.tar", 0, 5)], [None])
+    assert isinstance(silent, StorageError)
+    assert "no answer within 0.2 s (2 tries)" in str(silent)
+
+
+def test_rows_by_condition_come_from_the_store(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:
+    address, folder = remote
+    chosen = ShardDataset(address, where="aesthetic > 6", decode="bytes", storage_options=s3_server)
+    wanted = {row["key"] for row in read_rows(folder) if (row["aesthetic"] or 0) > 6}
+    assert {sample["__key__"] for sample in chosen} == wanted
