@@ -144,7 +144,7 @@ def print_verify(address: str, full: bool, sample: int, options: list[str]) -> N
     console.print(
         f"[bold green]sound[/] {escape(address)}: "
         f"{counts['num_samples']:,} samples in {counts['num_shards']:,} shards, "
-        f"{len(dataset.manifest['files']):,} files ({how})",
+        f"{len(dataset.version.files):,} files ({how})",
         highlight=False,
     )
 

@@ -68,6 +68,9 @@ class BatchPlan:
         if len(ticket.streams) == 1:
             stream = ticket.streams[0]
             places, count = np.arange(begin, end), ticket.counts[0]
+            if end <= count:
+                alike = np.full(len(places), stream)
+                return Draws(alike, ticket.first[0] + places, np.zeros(len(places), dtype=np.bool_))
             num_rows = self.orders[stream].num_rows
             start = ticket.first[0] // num_rows * num_rows
             draws = np.where(places < count, ticket.first[0] + places, start + (places - count) % num_rows)
@@ -80,6 +83,8 @@ class BatchPlan:
 
     def rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch of its stream) of each draw."""
+        if len(self.orders) == 1:
+            return self.orders[0].rows(draws.draws)
         rows, epochs = np.empty_like(draws.draws), np.empty_like(draws.draws)
         for stream in range(int(draws.streams.min()), int(draws.streams.max()) + 1):
             mine = draws.streams == stream

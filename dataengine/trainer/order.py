@@ -74,6 +74,9 @@ class StreamOrder:
 
     def rows(self, draws: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch) of each draw: int64, as `draws`."""
+        first = int(draws.min()) // self.num_rows
+        if int(draws.max()) < (first + 1) * self.num_rows:
+            return self._rows(first, draws - first * self.num_rows), np.full(len(draws), first)
         epochs, places = np.divmod(draws, self.num_rows)
         rows = np.empty_like(draws)
         for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
@@ -114,6 +117,8 @@ class StreamOrder:
         laned = lane_rows * self._slots * PHASES
         key = mixed(self._order.seed, epoch, self._stream)
 
+        if laned and int(places.min()) >= head and int(places.max()) < head + laned:
+            return self._in_lanes(places - head, lane_rows, take, key)
         found = np.empty_like(places)
         in_lane = (places >= head) & (places < head + laned)
         if in_lane.any():

@@ -20,7 +20,7 @@ from dataengine.trainer.fetch import Fetcher, Patience
 from dataengine.trainer.hashes import Hashes
 from dataengine.trainer.index import Shards
 from dataengine.trainer.manifest import Version
-from dataengine.trainer.tarset import LocalTars, RemoteTars, Tars, parse_sample
+from dataengine.trainer.tarset import LocalTars, RemoteTars, Sample, Tars
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,7 @@ class SampleReader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
+        self._is_plain = tuple(self._sets) == (MAIN,) and not source.check_hashes
         self._wanted = frozenset(source.parts)
         self._hashes = Hashes(source.version, source.shards) if source.check_hashes else None
 
@@ -75,9 +76,12 @@ class SampleReader:
         asked = list(zip(shards, places, strict=True))
         found: list[Raw | StorageError] = []
         parts = tuple(self._sets)
-        contents = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
-        for row, place, content in zip(rows.tolist(), asked, contents, strict=True):
-            sample = self._parsed(row, place, parts, content)
+        samples = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
+        for row, place, of_sets in zip(rows.tolist(), asked, samples, strict=True):
+            if self._is_plain and type(of_sets[0]) is tuple and self._wanted <= of_sets[0][1].keys():
+                found.append(Raw(row, of_sets[0][0], place[0], of_sets[0][1]))
+                continue
+            sample = self._joined(row, place, parts, of_sets)
             if type(sample) is CorruptObject:
                 sample = self._again(row, place, sample)
             found.append(sample)
@@ -93,20 +97,18 @@ class SampleReader:
             return fault
         for tars in self._sets.values():
             tars.forget(place[0])
-        return self._parsed(row, place, tuple(self._sets), [next(tars.read([place])) for tars in self._sets.values()])
+        return self._joined(row, place, tuple(self._sets), [next(tars.read([place])) for tars in self._sets.values()])
 
-    def _parsed(
-        self, row: int, place: tuple[int, int], parts: tuple[str, ...], contents: Sequence[bytes | StorageError]
+    def _joined(
+        self, row: int, place: tuple[int, int], parts: tuple[str, ...], samples: Sequence[Sample | StorageError]
     ) -> Raw | StorageError:
+        """One sample out of what each set of tars holds of it."""
         key = ""
         members: dict[str, bytes] = {}
-        for part, content in zip(parts, contents, strict=True):
-            if isinstance(content, StorageError):
-                return type(content)(f"{self.describe(*place)}: {content}")
-            try:
-                found, of_set = parse_sample(content)
-            except ValueError as error:
-                return self._corrupt(place, part, str(error))
+        for part, sample in zip(parts, samples, strict=True):
+            if isinstance(sample, StorageError):
+                return type(sample)(f"{self.describe(*place)}{f' of {part}' if part else ''}: {sample}")
+            found, of_set = sample
             if key and found != key:
                 return self._corrupt(place, part, f"holds key {found!r}, the dataset {key!r}")
             key = found

@@ -32,6 +32,9 @@ _PARTS = {**dict.fromkeys((b"jpg", b"jpeg", b"png", b"webp"), "image"), b"txt": 
 _HEADER = struct.Struct("100s24x11s122x5s").unpack_from  # name, size, magic
 INDEX = ".idx"
 
+Sample = tuple[str, dict[str, bytes]]
+"""Key, and member → content."""
+
 
 class Tar(NamedTuple):
     """A tar: the path that the root opens, and its size if the manifest tells."""
@@ -71,15 +74,17 @@ class LocalTars:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[bytes | StorageError]:
-        """The bytes of each sample (shard, place), or what is wrong with them, each read when it is asked for.
-
-        A sample that is cut up before the next one is read is still in the processor's cache: a third less time.
-        """
-        return starmap(self._read, places)
+    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Sample | StorageError]:
+        """Each sample (shard, place), or what is wrong with it, read when it is asked for."""
+        return starmap(self._sample, places)
 
     def forget(self, shard: int) -> None:
         """Nothing is kept of local tars but that they are open."""
+
+    def _sample(self, shard: int, place: int) -> Sample | StorageError:
+        # The bytes are let go before the next ones are read, so that the allocator gives the same memory, still in the
+        # processor's cache: half of the time of reading them all and then cutting them up.
+        return _parsed(self._read(shard, place))
 
     def _read(self, shard: int, place: int) -> bytes | StorageError:
         try:
@@ -128,8 +133,8 @@ class RemoteTars:
     def __init__(self, root: Root, tars: Tars, fetcher: Fetcher) -> None:
         self._root, self._tars, self._fetcher = root, tars, fetcher
 
-    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[bytes | StorageError]:
-        """The bytes of each sample (shard, place), or what is wrong with them."""
+    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Sample | StorageError]:
+        """Each sample (shard, place), or what is wrong with it."""
         entries = self._fetcher.entries(
             [(self._tars[shard].path + INDEX, place * _ENTRY, _PLACE.size) for shard, place in places]
         )
@@ -140,7 +145,7 @@ class RemoteTars:
         sizes = [self._tars[shard].nbytes for shard, _ in places]
         contents = self._fetcher.ranges(ranges, sizes)
         return (
-            entry if isinstance(entry, StorageError) else content
+            entry if isinstance(entry, StorageError) else _parsed(content)
             for entry, content in zip(entries, contents, strict=True)
         )
 
@@ -150,7 +155,16 @@ class RemoteTars:
         self._fetcher.forget((tar.path, 0, tar.nbytes or 0), tar.nbytes)
 
 
-def parse_sample(content: bytes) -> tuple[str, dict[str, bytes]]:
+def _parsed(content: bytes | StorageError) -> Sample | StorageError:
+    if isinstance(content, StorageError):
+        return content
+    try:
+        return parse_sample(content)
+    except ValueError as error:
+        return CorruptObject(f"{error}; run `dataengine verify` on the dataset, and copy the shard again")
+
+
+def parse_sample(content: bytes) -> Sample:
     """(key, member → content) of one sample's bytes, from its first header to the end of its last padding.
 
     `image` stands for jpg, jpeg, png and webp; other members are called by their extension. Raises ValueError when they
