@@ -22,14 +22,20 @@ class CaptionDedupConfig(Config):
     """What turns a shingle into 32 bits: the fast hash of docs/dedup.md, or SHA-1 as datasketch takes it."""
     target_recall: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """Share of the pairs at `min_similarity` that must become candidates; bands are chosen for it."""
-    max_perm: Annotated[int, Field(ge=1, le=1024)] = 128
-    """Slots that a MinHash signature may have."""
+    max_perm: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Slots that a MinHash signature may have; null: 160, or 128 for shingles of words, which strangers share so rarely
+    that shorter bands do."""
     num_bands: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Bands the signature is cut into; null: as many as `target_recall` takes."""
     rows_per_band: Annotated[int, Field(ge=1, le=64)] | None = None
     """Slots of a band; null: the most that fit into `max_perm`."""
     max_degree: Annotated[int, Field(ge=1, le=4096)] = 64
     """Rows that share a band hash with more than this many others meet that many anchors, chosen by keyed hash."""
+
+    @property
+    def most_perm(self) -> int:
+        """`max_perm`, or its default for the unit."""
+        return self.max_perm or {"char": 160, "word": 128}[self.shingle_unit]
 
 
 class ImageDedupConfig(Config):

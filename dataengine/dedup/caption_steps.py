@@ -44,7 +44,7 @@ from dataengine.schemas import EDGE, TableSchema, column
 from dataengine.storage.rundir import Part, Plan
 from dataengine.storage.slices import read_each, read_each_records
 
-_BANDED_ROWS = 1 << 17  # signed at once: 17 bands of them are 36 MB of records
+_BANDED_ROWS = 1 << 16  # signed at once: 26 bands of them are 27 MB of records
 _SORTED_RECORDS = 1 << 17  # of small slots at once: a slot costs as much to begin as to sort some thousand records
 _RECORD_COPIES = 6  # of each record while a bucket is sorted: as read, its place, and what stands in runs
 _PAIRS = TableSchema("pairs", pa.schema([column("pair", pa.uint64(), "lower row << 32 | higher row")]), sorted_by=())

@@ -39,10 +39,10 @@ def normalise_captions(captions: pa.Array | pa.ChunkedArray) -> pa.Array:
     NFKC, case folded, punctuation and white space turned into single spaces, none at the ends. Upper before
     lower case folds the letters that have two small forms, such as the two sigmas.
     """
-    from dataengine.dedup.kernels.text import ASCII_FOLDED, normalise
+    from dataengine.dedup.kernels.text import ASCII_FOLDED, count_wide, normalise
 
     content, offsets = text_buffers(pc.fill_null(captions, ""))
-    num_wide = np.count_nonzero(content[offsets[0] : offsets[-1]] >= 0x80)
+    num_wide = count_wide(content[offsets[0] : offsets[-1]])
     room = int(offsets[-1] - offsets[0]) + (_MOST_BYTES - 1) * num_wide + 1
     folded, ends = np.empty(room, np.uint8), np.empty(len(offsets), np.int64)
     is_other = np.zeros(len(offsets) - 1, np.bool_)

@@ -12,7 +12,7 @@ from dataengine.dedup.shingles import Shingling
 def banding_of(config: CaptionDedupConfig) -> Banding:
     """The bands that the config asks for, or that reach its recall; raises ConfigError when none do."""
     return choose_banding(
-        config.min_similarity, config.target_recall, config.max_perm, config.num_bands, config.rows_per_band
+        config.min_similarity, config.target_recall, config.most_perm, config.num_bands, config.rows_per_band
     )
 
 

@@ -66,11 +66,14 @@ def routed_captions(rows: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
 
     An empty caption says nothing, and is a copy of none.
     """
-    captions = normalise_captions(rows.column("caption"))
+    captions, keys = normalise_captions(rows.column("caption")), rows.column("key")
     said = pc.greater(pc.binary_length(captions), 0)
-    captions, keys = captions.filter(said), flat(rows.column("key").filter(said))
+    if not pc.all(said).as_py():
+        captions, keys = captions.filter(said), keys.filter(said)
     hashes = caption_hashes(captions)
-    table = CAPTION_ROWS.table({"key": to_binary(key_bytes(keys)), "hash": to_binary(hashes), "caption": captions})
+    table = CAPTION_ROWS.table(
+        {"key": to_binary(key_bytes(flat(keys))), "hash": to_binary(hashes), "caption": captions}
+    )
     return by_slot(table, hashes)
 
 

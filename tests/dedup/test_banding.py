@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dataengine.config.dedup import CaptionDedupConfig
 from dataengine.dedup.banding import Banding, alike, banded, choose_banding
 from dataengine.dedup.kernels.signatures import band_signatures
 from dataengine.dedup.minhash import SignatureSpec, signatures
 from dataengine.dedup.shingles import Shingling
+from dataengine.dedup.signing import banding_of
 from dataengine.errors import ConfigError
 
 
@@ -67,3 +69,13 @@ def test_pairs_are_found_as_often_as_the_curve_says(similarity: float, bands: in
     # A band and the sketch speak of the same slots, so pairs that share one are the likelier to share the other.
     deviation = 4 * math.sqrt(wanted * (1 - wanted) / num_pairs) + 1 / num_pairs
     assert wanted - deviation <= (met & near).mean() <= banded(similarity, bands, rows) + deviation
+
+
+def test_characters_take_longer_signatures_than_words_unless_told() -> None:
+    chosen = [
+        banding_of(CaptionDedupConfig(min_similarity=similarity, shingle_unit=unit))
+        for unit in ("char", "word")
+        for similarity in (0.7, 0.8)
+    ]
+    assert [(item.num_bands, item.rows_per_band) for item in chosen] == [(26, 5), (20, 7), (17, 4), (16, 6)]
+    assert banding_of(CaptionDedupConfig(min_similarity=0.7, shingle_unit="word", max_perm=160)) == chosen[0]

@@ -95,7 +95,7 @@ def test_only_new_rows_are_read_and_copies_are_known(old: str, tmp_path: Path) -
     asked = board.commits("dedup/asked")
     assert [commit.rows_out for commit in asked] == [0, 3], "own part, then the old version's: texts of its candidates"
     (paired,) = board.commits("dedup/pairs")
-    num_bands = 17
+    num_bands = 26
     assert paired.rows_in == (signed.rows_out + 3) * num_bands, "`cat` has no shingle, and the dropped row is not there"
 
 

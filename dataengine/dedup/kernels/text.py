@@ -21,6 +21,15 @@ for _byte in range(128):
 
 
 @compiled
+def count_wide(content: NDArray[np.uint8]) -> int:
+    """How many bytes lie beyond ASCII."""
+    count = 0
+    for byte in content:
+        count += byte >> np.uint8(7)
+    return count
+
+
+@compiled
 def normalise(
     content: NDArray[np.uint8],
     offsets: NDArray[np.int64],
