@@ -19,7 +19,7 @@ from dataengine.dedup.arrays import distinct, widened
 from dataengine.dedup.bounded import kept
 from dataengine.dedup.cells import unit_vectors
 from dataengine.dedup.edges import Pairs, edge_table
-from dataengine.dedup.products import BFLOAT16_ERROR, FLOAT32_ERROR, MAX_DOUBTFUL, Products
+from dataengine.dedup.products import BFLOAT16_ERROR, FLOAT32_ERROR, MAX_DOUBTFUL, Products, dots
 from dataengine.dedup.witness import NO_DISTANCE, Hashes, confirmed
 from dataengine.keys import draws
 
@@ -32,7 +32,6 @@ KIND = "image_embedding"
 NUM_AXES = 127  # a vector of 128 with the length of the rest
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
 _EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
-_CACHED_PAIRS = 1 << 9  # 1 MiB of products
 
 
 @dataclass(frozen=True)
@@ -332,17 +331,14 @@ def _floor(config: ImageDedupConfig) -> float:
 def _exact(first: ImageRows, left: NDArray[np.int64], second: ImageRows, right: NDArray[np.int64]) -> Pairs:
     """The pairs with their cosine; identical rows have exactly 1.
 
-    Products of two float16 numbers are exact in float32, and their sum in float64 is the same in any order to within
-    what float32 shows.
+    Products of two float16 numbers are exact, and their sum in float64 is the same in any order to within what float32
+    shows; lengths are summed in the same order, so that identical rows have no other sum.
     """
     cosines = np.empty(len(left))
     for begin in range(0, len(left), _EXACT_PAIRS):
         run = slice(begin, begin + _EXACT_PAIRS)
         (rows, row), (others, other) = _once(first, left[run]), _once(second, right[run])
-        product = np.empty(len(row))
-        for start in range(0, len(row), _CACHED_PAIRS):
-            now = slice(start, start + _CACHED_PAIRS)
-            product[now] = (rows[row[now]] * others[other[now]]).sum(axis=1, dtype=np.float64)
+        product = dots(rows, row, others, other)
         squares = _squares(rows)[row] * _squares(others)[other]
         cosines[run] = np.minimum(product / np.sqrt(squares), 1.0)
     return Pairs(left, right, cosines)
@@ -355,7 +351,8 @@ def _once(rows: ImageRows, which: NDArray[np.int64]) -> tuple[NDArray[np.float32
 
 
 def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.square(rows).sum(axis=1, dtype=np.float64)
+    each = np.arange(len(rows))
+    return dots(rows, each, rows, each)
 
 
 def _edges(first: ImageRows, second: ImageRows, pairs: Pairs, against: pa.Array | None = None) -> pa.Table:

@@ -28,20 +28,20 @@ class BytePairs:
     numbers: Mapping[str, int]
     """Symbol → token."""
     ranks: Mapping[tuple[str, str], int]
-    special: Mapping[str, str]
+    special: frozenset[str]
     _known: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: Any) -> BytePairs:
         """What an open_clip.SimpleTokenizer does."""
-        special = {tokenizer.decoder[number] for number in tokenizer.all_special_ids}
+        special = frozenset(tokenizer.decoder[number] for number in tokenizer.all_special_ids)
         return cls(
             tokenizer.clean_fn,
             tokenizer.pat.findall,
             tokenizer.byte_encoder,
             tokenizer.encoder,
             tokenizer.bpe_ranks,
-            {name: name for name in special},
+            special,
         )
 
     def encode(self, text: str) -> list[int]:

@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from dataengine.config.download import LimitsConfig
 from dataengine.config.score import ScorerConfig
+from dataengine.config.sources import IMAGE_EXTENSIONS
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
 from dataengine.errors import InputError
 from dataengine.schemas import EVALUATION
@@ -39,7 +40,7 @@ _REWRITTEN: dict[str, type[BmpImageFile] | type[TiffImageFile]] = {
     ".tiff": TiffImageFile,
 }
 """What benchmarks hold and the web does not: made PNG before it is looked at as the samples are."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", *_REWRITTEN)
+IMAGE_SUFFIXES = tuple(f".{name}" for name in sorted(IMAGE_EXTENSIONS))
 _PART_IMAGES = 1000
 _Named = tuple[str, "str | tuple[str, int, int]"]
 """Name within the set, and where it lies: a file, or a file, offset and size."""

@@ -84,7 +84,6 @@ def test_a_second_rung_adds_what_the_first_missed(seed: int, num_rows: int, num_
 def test_similarity_is_exact_and_the_threshold_inclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "_BLOCK_FLOATS", 1024)  # blocks of four columns
     monkeypatch.setattr(neighbours, "_EXACT_PAIRS", 7)
-    monkeypatch.setattr(neighbours, "_CACHED_PAIRS", 3)
     rows = image_rows(families(np.random.default_rng(3), 25))
     unit = rows.embeddings / np.linalg.norm(rows.embeddings.astype(np.float64), axis=1, keepdims=True)
     cosine = unit @ unit.T
