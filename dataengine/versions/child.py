@@ -11,7 +11,7 @@ import os
 import posixpath
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from dataengine.analyst.dataset import Dataset
 from dataengine.emit.card import data_card
 from dataengine.emit.ledger import funnel
 from dataengine.emit.sidecars import dataset_sidecars, tar_index
+from dataengine.emit.versions import VersionFiles, path_within
 from dataengine.errors import CorruptObject
 from dataengine.schemas import FUNNEL, HISTOGRAM, LEDGER, SHARDS, TableSchema, manifest_schema
 from dataengine.select.blocklist import blocklist_condition
@@ -38,24 +39,6 @@ STAGE, REASON = "takedown", "takedown"
 """What the ledger says of what was taken down."""
 _NO_REASON = "on a list of take-downs"
 _OFFSETS = ("image_offset", "txt_offset", "json_offset")
-
-
-@dataclass
-class Files:
-    """Writes the files of a version and remembers them for its manifest."""
-
-    place: DatasetPlace
-    folder: str
-    entries: list[dict[str, Any]] = field(default_factory=list)
-
-    def put(self, path: str, content: bytes) -> None:
-        """Write a file whose bytes follow from the version's plan."""
-        self.place.root.put(f"{self.folder}/{path}", content)
-        self.remember(path, len(content), hashlib.sha256(content).hexdigest())
-
-    def remember(self, path: str, nbytes: int, sha256: str) -> None:
-        """Name a file that lies there already, or in another version."""
-        self.entries.append({"path": path, "nbytes": nbytes, "sha256": sha256})
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class TakeDown:
         path = f"{folder}/manifest.json"
         if self.place.root.exists(path):
             return
-        content = _Child(self, number, Files(self.place, folder)).write()
+        content = _Child(self, number, VersionFiles(self.place.root, folder)).write()
         if self.place.root.create(path, content) != content:
             raise CorruptObject(
                 f"{self.place.root.address(path)}: holds another manifest than its claim makes; two releases of "
@@ -109,7 +92,7 @@ class _Child:
 
     take: TakeDown
     number: int
-    files: Files
+    files: VersionFiles
 
     def write(self) -> bytes:
         """Everything but the manifest is written; the manifest is returned."""
@@ -131,7 +114,7 @@ class _Child:
             self.files.put(path, content)
         manifest = self._manifest(shards, told, draws, captions)
         self.files.put("README.md", data_card(manifest, told, shards).encode())
-        manifest["files"] = sorted(self.files.entries, key=lambda file: str(file["path"]))
+        manifest["files"] = self.files.listed()
         return canonical_json(manifest)
 
     @cached_property
@@ -156,10 +139,6 @@ class _Child:
     def _parent_folder(self) -> str:
         return self.take.place.path(int(self.take.parent.manifest["version"]))
 
-    def _new_path(self, path: str) -> str:
-        """The place in this version of a tar that the parent names as `path`."""
-        return path if not path.startswith("../") else path.split("/", 2)[2]
-
     def _from_here(self, path: str) -> str:
         """A path of the parent as this version names it."""
         return posixpath.relpath(self._path(path), self.files.folder)
@@ -175,7 +154,7 @@ class _Child:
         found, row = self._cuts[shard], self._old_shards[shard]
         if not found.stays.any():
             return
-        path = self._new_path(row["path"])
+        path = path_within(row["path"])
         root = self.take.place.root
         with root.writer(f"{self.files.folder}/{path}") as tar:
             copy_spans(root, self._path(row["path"]), row["sha256"], found.spans(), tar.write)
@@ -189,7 +168,7 @@ class _Child:
         for name, old in sorted(self._old_shards.items()):
             if name not in self._cuts:
                 rows.append(old | {"path": self._from_here(old["path"])})
-            elif (file := written.get(self._new_path(old["path"]))) is not None:
+            elif (file := written.get(path_within(old["path"]))) is not None:
                 left = keys[name]
                 rows.append(old | file | {"num_samples": len(left), "min_key": left.min(), "max_key": left.max()})
         return SHARDS.table({name: [row[name] for row in rows] for name in SHARDS.arrow.names})
