@@ -23,9 +23,9 @@ from dataengine.storage.located import places_of, read_located
 from dataengine.storage.rundir import Commit, UnitDirectory
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_table
+from dataengine.storage.takedowns import TAKEDOWN
 from dataengine.storage.tar import END, header, padding
 
-REASON = "takedown"
 _STAYS = ("key", "num_attempts")
 _PLAN = re.compile(r"runs/[^/]+/download/[^/]+/plan\.json")
 
@@ -43,14 +43,14 @@ class RawPart:
 def raw_parts(root: Root, keys: frozenset[str]) -> tuple[list[RawPart], set[str]]:
     """The parts of any run's download that hold pictures of `keys`; and objects outside the runs that hold some."""
     parts, outside = [], set[str]()
+    gone = pa.array(sorted(keys), pa.string())
     for path in root.list("runs"):
         if not _PLAN.fullmatch(path):
             continue
         unit = UnitDirectory(root, path.rpartition("/")[0])
         for commit in _current(unit):
             rows = read_table(root, commit.objects["sample"].path, SAMPLE, ["key", "object"])
-            held = set(filter(None, rows.column("object").to_pylist()))
-            doomed = set(filter(None, rows.filter(_among(rows, keys)).column("object").to_pylist()))
+            held, doomed = _objects(rows), _objects(rows.filter(pc.is_in(rows.column("key"), value_set=gone)))
             own = {name for name in held if name.startswith(f"{unit.path}/data/")}
             if doomed & own:
                 parts.append(RawPart(unit, commit, tuple(sorted(own))))
@@ -81,7 +81,7 @@ def _current(unit: UnitDirectory) -> list[Commit]:
 
 def _rewritten(part: RawPart, keys: frozenset[str]) -> Commit:
     unit, root = part.unit, part.unit.root
-    reads = {**part.commit.reads, AGAIN: f"{part.commit.digest} of {part.commit.attempt}", AGAIN_FOR: REASON}
+    reads = {**part.commit.reads, AGAIN: f"{part.commit.digest} of {part.commit.attempt}", AGAIN_FOR: TAKEDOWN}
     known = unit.load_commits().get(part.commit.part, [])
     if (stored := next((commit for commit in known if commit.reads == reads), None)) is not None:
         return stored
@@ -107,8 +107,8 @@ def _rewritten(part: RawPart, keys: frozenset[str]) -> Commit:
 
 def _taken(row: dict[str, Any]) -> dict[str, Any]:
     kept = {name: row[name] for name in _STAYS}
-    return dict.fromkeys(SAMPLE.arrow.names) | kept | {"status": "failed", "reason": REASON}
+    return dict.fromkeys(SAMPLE.arrow.names) | kept | {"status": "failed", "reason": TAKEDOWN}
 
 
-def _among(rows: pa.Table, keys: frozenset[str]) -> pa.ChunkedArray:
-    return pc.is_in(rows.column("key"), value_set=pa.array(sorted(keys), pa.string()))
+def _objects(rows: pa.Table) -> set[str]:
+    return set(rows.column("object").unique().drop_null().to_pylist())
