@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
 from dataengine.analyst.dataset import Dataset, open_dataset
@@ -74,11 +73,9 @@ def _rewritten(dataset: Dataset) -> dict[str, bytes]:
     old = read_table(root, "shards.parquet", SHARDS)
     paths = [path_within(path) for path in old.column("path").to_pylist()]
     shards = SHARDS.table({name: old.column(name) for name in SHARDS.arrow.names} | {"path": pa.array(paths)})
-    trained = dataset.samples().filter(pl.col("split") == "train")
-    draws = trained.group_by("source").agg(pl.col("repeat").cast(pl.Int64).sum()).collect(engine="streaming")
-    summed = dict.fromkeys(sorted(dataset.manifest["sources"]), 0) | dict(draws.iter_rows())
+    draws = {source: facts["num_draws"] for source, facts in dataset.manifest["sources"].items()}
     funnel = read_table(root, "stats/funnel.parquet", FUNNEL)
-    written = dataset_sidecars(dataset.manifest["name"], shards, summed)
+    written = dataset_sidecars(dataset.manifest["name"], shards, draws)
     written["shards.parquet"] = parquet_bytes(shards)
     written["README.md"] = data_card(_manifest(dataset), funnel, shards).encode()
     return written
