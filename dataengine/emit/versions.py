@@ -31,6 +31,11 @@ class VersionFiles:
         self.root.put(f"{self.folder}/{path}", content)
         self.remember(path, len(content), hashlib.sha256(content).hexdigest())
 
+    def copy(self, folder: str, path: str, nbytes: int, sha256: str) -> None:
+        """Let this version hold a file of the version in `folder` under the same path."""
+        self.root.copy(f"{folder}/{path}", f"{self.folder}/{path}")
+        self.remember(path, nbytes, sha256)
+
     def remember(self, path: str, nbytes: int, sha256: str) -> None:
         """Name a file that lies there already, or in another version."""
         self.entries.append({"path": path, "nbytes": nbytes, "sha256": sha256})
