@@ -23,7 +23,7 @@ from dataengine.schemas import TableSchema
 from dataengine.storage.hashing import HashingWriter
 from dataengine.storage.ranges import range_pieces, read_range
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory, combined_digest
-from dataengine.storage.slices import SlicedObject, batch_slices, record_slices, write_slices
+from dataengine.storage.slices import SlicedObject, batch_slices, put_slices, record_slices
 from dataengine.storage.store import Root
 from dataengine.storage.tables import (
     bucketed_parquet_bytes,
@@ -303,8 +303,7 @@ class Outputs:
         self, name: str, slices: Iterator[memoryview], num_rows: int, metadata: Mapping[str, Any], path: str | None
     ) -> None:
         path = path or self.path(f"{name}.slices")
-        with self.directory.root.writer(path) as writer:
-            write_slices(writer, slices, metadata)
+        writer = put_slices(self.directory.root, path, slices, metadata)
         self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, num_rows)
 
     def array(self, name: str, array: NDArray[Any]) -> None:

@@ -21,12 +21,13 @@ from dataengine.errors import ConfigError, InputError, MissingObject
 from dataengine.job import survey_job
 from dataengine.select.pool import Pool
 from dataengine.select.question import Question
-from dataengine.select.reading import TAKEDOWN, Reader, read_lines, rule_files, under_takedowns
+from dataengine.select.reading import Reader, read_lines, rule_files, under_takedowns
 from dataengine.select.selection import Decision, Selector
 from dataengine.select.stage import Select
 from dataengine.select.summary import Yield, count_reasons, difference, overlap, yield_of, yields
 from dataengine.select.sweep import Sweep, plan_sweep
 from dataengine.storage.rundir import Commit, Part, RunDirectory, UnitDirectory
+from dataengine.storage.takedowns import TAKEDOWN
 
 _THREADS = 2  # of reading; Polars takes all cores by itself
 

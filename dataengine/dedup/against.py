@@ -7,11 +7,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from dataengine.dedup.bands import NUM_SLOTS, RECORD, BandTable
+from dataengine.dedup.caption_classes import CAPTION_ROWS, by_slot
+from dataengine.dedup.routed import from_binary
 from dataengine.errors import ConfigError, CorruptObject, InputError, MissingObject
-from dataengine.storage.slices import SlicedObject
+from dataengine.storage.slices import SlicedObject, batch_slices, put_slices, record_slices
 from dataengine.storage.store import Root
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataengine.storage.hashing import HashingWriter
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,28 @@ def open_bands(root: Root, path: str, spec: Mapping[str, Any]) -> SlicedObject:
     table = SlicedObject.open(root, path)
     _refuse_other_spec(table.metadata.get("spec", {}), spec, root.address(path))
     return table
+
+
+def read_captions(root: Root, path: str) -> pa.Table:
+    """All captions of the table at `path`, in row order: CAPTION_ROWS."""
+    table = SlicedObject.open(root, path)
+    return table.read(CAPTION_ROWS, 0, table.num_slices).combine_chunks()
+
+
+def put_captions(root: Root, path: str, rows: pa.Table) -> HashingWriter:
+    """Write CAPTION_ROWS, each slot of the hash a slice; size and hash of the table."""
+    hashes = from_binary(rows.column("hash"), np.uint8)
+    return put_slices(root, path, batch_slices(*by_slot(CAPTION_ROWS.check(rows), hashes)), {})
+
+
+def read_bands(root: Root, path: str, spec: Mapping[str, Any]) -> BandTable:
+    """All records of the band table at `path`; raises ConfigError as `open_bands`."""
+    return BandTable(*open_bands(root, path, spec).records(RECORD, 0, NUM_SLOTS))
+
+
+def put_bands(root: Root, path: str, bands: BandTable, spec: Mapping[str, Any]) -> HashingWriter:
+    """Write a band table signed as `spec` says; its size and hash."""
+    return put_slices(root, path, record_slices(bands.records, bands.starts), {"spec": dict(spec)})
 
 
 def _refuse_other_spec(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

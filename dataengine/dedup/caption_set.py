@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataengine.dedup.against import put_bands, put_captions
 from dataengine.dedup.bands import band_table
-from dataengine.dedup.caption_classes import CAPTION_ROWS, by_slot, find_copies
+from dataengine.dedup.caption_classes import find_copies
 from dataengine.dedup.routed import flat, from_binary
 from dataengine.dedup.text_steps import routed_captions
 from dataengine.errors import InputError
-from dataengine.storage.slices import batch_slices, record_slices, write_slices
 
 if TYPE_CHECKING:
     from dataengine.dedup.minhash import SignatureSpec
@@ -58,13 +57,12 @@ def write_caption_set(root: Root, folder: str, captions: pa.ChunkedArray, spec: 
     chosen = _chosen(captions)
     if not len(chosen):
         raise InputError(f"no caption in {len(captions):,} rows says anything; name files that hold captions")
-    rows = batch_slices(*by_slot(CAPTION_ROWS.check(chosen), from_binary(chosen.column("hash"), np.uint8)))
-    _put(root, f"{folder}/captions/part-000000.captions", rows, {})
+    put_captions(root, f"{folder}/captions/part-000000.captions", chosen)
     bands = []
     for number, start in enumerate(range(0, len(chosen), _BANDED_ROWS)):
         table = band_table(flat(chosen.column("caption")).slice(start, _BANDED_ROWS), spec, start)
         bands.append(f"captions/part-000000.bands-{number:03d}")
-        _put(root, f"{folder}/{bands[-1]}", record_slices(table.records, table.starts), {"spec": spec.to_json()})
+        put_bands(root, f"{folder}/{bands[-1]}", table, spec.to_json())
     part = {"captions": "captions/part-000000.captions", "bands": bands, "num_rows": len(chosen)}
     manifest = {
         "name": folder.rstrip("/").rpartition("/")[2],
@@ -83,8 +81,3 @@ def _chosen(captions: pa.ChunkedArray) -> pa.Table:
     rows = routed_captions(pa.table({"key": keys, "caption": captions}))[0].combine_chunks()
     hashes, keys_read = (from_binary(rows.column(name), np.uint8) for name in ("hash", "key"))
     return rows.take(pa.array(find_copies(hashes, keys_read).representatives)).combine_chunks()
-
-
-def _put(root: Root, path: str, slices: Iterator[memoryview], metadata: dict[str, Any]) -> None:
-    with root.writer(path) as writer:
-        write_slices(writer, slices, metadata)

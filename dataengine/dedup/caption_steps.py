@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dataengine.config.dedup import CaptionDedupConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
-from dataengine.dedup.against import EarlierPart, earlier_parts, fingerprints, open_bands
+from dataengine.dedup.against import EarlierPart, earlier_parts, fingerprints, open_bands, read_captions
 from dataengine.dedup.bands import NUM_SLOTS, RECORD, BandTable, band_table
 from dataengine.dedup.caption_edges import PAIR_TEXTS, PairTexts, caption_edges
 from dataengine.dedup.caption_pairs import (
@@ -39,7 +39,7 @@ from dataengine.dedup.caption_pairs import (
 from dataengine.dedup.minhash import SignatureSpec
 from dataengine.dedup.numbering import Numbering
 from dataengine.dedup.routed import flat
-from dataengine.dedup.text_steps import CLASSES, manifests_of, own_captions, slot_plan
+from dataengine.dedup.text_steps import CLASSES, manifests_of, slot_plan
 from dataengine.schemas import EDGE, TableSchema, column
 from dataengine.storage.rundir import Part, Plan
 from dataengine.storage.slices import read_each, read_each_records
@@ -78,7 +78,7 @@ class Signatures(Step):
         return self.spec.to_json()
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        rows = own_captions(inputs, inputs.commit(CLASSES).objects["captions"].path)
+        rows = read_captions(inputs.root, inputs.commit(CLASSES).objects["captions"].path)
         outputs.rows_in = len(rows)
         captions = flat(rows.column("caption"))
         for number, start in enumerate(range(0, max(len(rows), 1), _BANDED_ROWS)):
@@ -284,7 +284,7 @@ class AskedTexts(Step):
         if len(wanted):  # else the captions need not be read
             commits = inputs.commits(CLASSES)
             paths = [*(commit.objects["captions"].path for commit in commits), *(item.captions for item in earlier)]
-            captions = own_captions(inputs, paths[number])
+            captions = read_captions(inputs.root, paths[number])
             taken = captions.take(pa.array(chosen - rows.starts[number]))
             columns = {"row": chosen.astype(np.uint32), "key": taken.column("key"), "caption": taken.column("caption")}
             sent = pa.table({name: pa.array(value) if isinstance(value, np.ndarray) else value
@@ -334,7 +334,7 @@ class CaptionEdges(Step):
         earlier = earlier_parts(inputs.root, manifests_of(part, self.against), self.spec.to_json())
         rows, number = numbering(inputs, earlier), part.spec["number"]
         texts = PairTexts.joined(
-            own_captions(inputs, inputs.commits(CLASSES)[number].objects["captions"].path),
+            read_captions(inputs.root, inputs.commits(CLASSES)[number].objects["captions"].path),
             int(rows.starts[number]),
             read_each(inputs.sliced("dedup/asked", "texts"), PAIR_TEXTS, number, number + 1),
         )

@@ -18,13 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
-from dataengine.dedup.against import open_bands
-from dataengine.dedup.bands import NUM_SLOTS, RECORD, BandTable
+from dataengine.dedup.against import read_bands, read_captions
 from dataengine.dedup.caption_classes import CAPTION_ROWS, by_slot, find_copies
 from dataengine.dedup.caption_edges import sortable
 from dataengine.dedup.minhash import SignatureSpec
 from dataengine.dedup.routed import from_binary
-from dataengine.dedup.text_steps import CLASSES, own_captions
+from dataengine.dedup.text_steps import CLASSES
 from dataengine.keys import key_bytes
 from dataengine.schemas import SELECTION, TableSchema
 from dataengine.storage.rundir import Part, Plan
@@ -58,7 +57,7 @@ class KeptCaptions(Step):
         path = selected.objects[f"{self.source}.{part.name}"].path
         chosen = read_table(inputs.root, path, SELECTION, ["key", "verdict"])
         kept = chosen.filter(pc.equal(chosen.column("verdict"), "kept"))
-        texts = own_captions(inputs, inputs.commit(f"dedup/texts.{self.source}").objects["captions"].path)
+        texts = read_captions(inputs.root, inputs.commit(f"dedup/texts.{self.source}").objects["captions"].path)
         there = np.isin(_values(texts, "key"), sortable(key_bytes(kept.column("key"))))
         rows = texts.select(["key", "hash"]).filter(pa.array(there)).combine_chunks()
         outputs.rows_in, outputs.rows_out = len(texts), len(rows)
@@ -97,7 +96,7 @@ class PublishCaptions(Step):
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         folder = inputs.commits("emit/plan")[0].facts["folder"]
-        rows = own_captions(inputs, inputs.commit(CLASSES).objects["captions"].path)
+        rows = read_captions(inputs.root, inputs.commit(CLASSES).objects["captions"].path)
         first, stop = part.spec["slots"]
         kept = [item for source in self.sources for item in inputs.sliced(f"emit/kept.{source}", "kept")]
         emitted = _smallest_keys(pa.concat_tables([_KEPT.empty(), *read_each(kept, _KEPT, first, stop)]))
@@ -108,7 +107,7 @@ class PublishCaptions(Step):
         outputs.slices("captions", CAPTION_ROWS, *by_slot(published, hashes), path=path)
         spec = self.spec.to_json()
         for name, item in sorted(inputs.commit("dedup/signatures").objects.items()):
-            bands = BandTable(*open_bands(inputs.root, item.path, spec).records(RECORD, 0, NUM_SLOTS)).of_rows(stays)
+            bands = read_bands(inputs.root, item.path, spec).of_rows(stays)
             path = f"{folder}/captions/{part.name}.{name}"
             outputs.records(name, bands.records, bands.starts, {"spec": spec}, path=path)
 

@@ -135,12 +135,6 @@ class CaptionClasses(Step):
         return against_copies(chosen, zip((item.dataset for item in earlier), tables, strict=True))
 
 
-def own_captions(inputs: Inputs, path: str) -> pa.Table:
-    """All captions of one part, in row order."""
-    table = SlicedObject.open(inputs.root, path)
-    return table.read(CAPTION_ROWS, 0, table.num_slices).combine_chunks()
-
-
 def slot_plan(num_slots: int, num_parts: int, spec: Mapping[str, Any]) -> Plan:
     """Runs of slots, as equal as can be, and at least one."""
     edges = np.linspace(0, num_slots, min(max(num_parts, 1), num_slots) + 1).round().astype(int).tolist()

@@ -21,7 +21,7 @@ from dataengine.emit.card import data_card
 from dataengine.emit.ledger import build_ledger, check_ledger, funnel, histograms
 from dataengine.emit.order import sorted_by_key
 from dataengine.emit.sidecars import dataset_sidecars
-from dataengine.emit.versions import version_path
+from dataengine.emit.versions import VersionFiles, version_path
 from dataengine.errors import CorruptObject, LedgerError
 from dataengine.schemas import CANDIDATE, FUNNEL, HISTOGRAM, LEDGER, SELECTION, SHARDS, TableSchema, manifest_schema
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, canonical_json
@@ -73,12 +73,12 @@ class Publish(Step):
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         (planned,) = inputs.commits("emit/plan")
-        writer = _Version(inputs, version_path(self.dataset, planned.facts["version"]))
+        writer = VersionFiles(inputs.root, version_path(self.dataset, planned.facts["version"]))
         rows = self._rows(inputs)
         ledger = self._write_tables(rows, inputs, writer)
         manifest = self._manifest(planned, ledger, inputs)
         writer.put("README.md", data_card(manifest, funnel(ledger), self._shards(inputs)).encode())
-        manifest["files"] = sorted(writer.files, key=lambda file: file["path"])
+        manifest["files"] = writer.listed()
         content = canonical_json(manifest)
         path = f"{writer.folder}/manifest.json"
         if inputs.root.create(path, content) != content:
@@ -113,13 +113,14 @@ class Publish(Step):
                 tables.append(pa.table(columns))
         return sorted_by_key(tables)
 
-    def _write_tables(self, rows: pa.Table, inputs: Inputs, writer: _Version) -> pa.Table:
+    def _write_tables(self, rows: pa.Table, inputs: Inputs, writer: VersionFiles) -> pa.Table:
         """Writes shards, ledger, stats and side files; returns the ledger."""
         shards = self._shards(inputs)
         ledger = LEDGER.check(pa.concat_tables(_ledger_parts(rows)))
         check_ledger(ledger, self._input_rows(inputs))
-        writer.adopt(inputs.commits("emit/shards"))
-        writer.adopt(inputs.commits("emit/captions") if self.caption_spec is not None else [])
+        for step in ("emit/shards", "emit/captions") if self.caption_spec is not None else ("emit/shards",):
+            for item in (item for commit in inputs.commits(step) for item in commit.objects.values()):
+                writer.remember(posixpath.relpath(item.path, writer.folder), item.nbytes, item.sha256)
         if not len(shards):
             writer.put("samples/part-000000.parquet", parquet_bytes(manifest_schema(self.score_columns).empty()))
         writer.put("shards.parquet", parquet_bytes(SHARDS.check(shards)))
@@ -239,32 +240,6 @@ class Publish(Step):
             captions = paths.pop("captions")
             parts.append({"captions": captions, "bands": list(paths.values()), "num_rows": commit.rows_out})
         return {"spec": dict(self.caption_spec), "parts": parts}
-
-
-class _Version:
-    """Writes the files of one version and remembers them for the manifest."""
-
-    def __init__(self, inputs: Inputs, folder: str) -> None:
-        self._root = inputs.root
-        self.folder = folder
-        self.files: list[dict[str, Any]] = []
-
-    def put(self, path: str, content: bytes) -> None:
-        """Write a file; its bytes are a pure function of the version's plan."""
-        self._root.put(f"{self.folder}/{path}", content)
-        self._remember(path, len(content), hashlib.sha256(content).hexdigest())
-
-    def adopt(self, commits: list[Commit]) -> None:
-        """Remember the files that the shard parts wrote."""
-        for item in self._objects(commits):
-            self._remember(posixpath.relpath(item.path, self.folder), item.nbytes, item.sha256)
-
-    def _objects(self, commits: list[Commit]) -> Iterator[ObjectRef]:
-        for commit in commits:
-            yield from commit.objects.values()
-
-    def _remember(self, path: str, nbytes: int, sha256: str) -> None:
-        self.files.append({"path": path, "nbytes": nbytes, "sha256": sha256})
 
 
 def _ledger_parts(rows: pa.Table) -> Iterator[pa.Table]:

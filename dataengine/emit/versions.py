@@ -6,13 +6,48 @@ written again. Which shard holds which rows is noted beside the versions, by the
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from dataengine.errors import CorruptObject, MissingObject
 from dataengine.storage.rundir import ObjectRef, canonical_json
 from dataengine.storage.store import Root
+
+
+@dataclass
+class VersionFiles:
+    """Writes the files of a version and remembers them for its manifest; several threads may."""
+
+    root: Root
+    folder: str
+    """Of the version, relative to the root."""
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file whose bytes are a pure function of the version's plan."""
+        self.root.put(f"{self.folder}/{path}", content)
+        self.remember(path, len(content), hashlib.sha256(content).hexdigest())
+
+    def copy(self, folder: str, path: str, nbytes: int, sha256: str) -> None:
+        """Let this version hold a file of the version in `folder` under the same path."""
+        self.root.copy(f"{folder}/{path}", f"{self.folder}/{path}")
+        self.remember(path, nbytes, sha256)
+
+    def remember(self, path: str, nbytes: int, sha256: str) -> None:
+        """Name a file that lies there already, or in another version."""
+        self.entries.append({"path": path, "nbytes": nbytes, "sha256": sha256})
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What the manifest lists: every file, by path."""
+        return sorted(self.entries, key=lambda file: str(file["path"]))
+
+
+def path_within(path: str) -> str:
+    """Where a file that a version names would lie in its own folder: `../v000001/a/a-000000.tar` → `a/a-000000.tar`."""
+    return path.split("/", 2)[2] if path.startswith("../") else path
 
 
 def version_path(dataset: str, version: int) -> str:

@@ -24,14 +24,12 @@ from dataengine.storage.inputs import find_files
 from dataengine.storage.rundir import Commit
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_table
-from dataengine.storage.takedowns import standing_lists
+from dataengine.storage.takedowns import TAKEDOWN, standing_lists
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_STEPS = ("dedup/classes", "dedup/caption-classes")
-TAKEDOWN = "takedown"
-"""The rule that stands before all others where something was taken down, and its reason."""
 _PARTS_AHEAD = 64
 Part = TypeVar("Part")
 

@@ -16,12 +16,12 @@ from dataengine.select.balance import Mixture
 from dataengine.select.columns import Columns
 from dataengine.select.pool import Block, Pool
 from dataengine.select.question import Question
-from dataengine.select.reading import TAKEDOWN, Reader, cells_step, read_lines, rule_files, under_takedowns
+from dataengine.select.reading import Reader, cells_step, read_lines, rule_files, under_takedowns
 from dataengine.select.selection import Decision, Selector
 from dataengine.select.verdicts import Merged, donors_and_heirs, merge_captions, num_by_reason, selection_table
 from dataengine.storage.inputs import content_fingerprint
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.takedowns import standing_lists
+from dataengine.storage.takedowns import TAKEDOWN, standing_lists
 
 _WRITERS = 8
 """Parts written at once: a store takes milliseconds to make one safe, in which others are encoded."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dataengine.errors import CorruptObject
 from dataengine.schemas import TableSchema
+from dataengine.storage.hashing import HashingWriter
 from dataengine.storage.store import Root
 
 _MAGIC = b"DESLICE1"
@@ -52,6 +53,13 @@ def write_slices(sink: Sink, slices: Iterable[memoryview], metadata: Mapping[str
     index = np.array([*offsets, *checksums], np.uint64).tobytes() + described
     counts = np.array([len(checksums), len(described)], np.uint32)
     sink.write(index + xxhash.xxh3_64_intdigest(index).to_bytes(8, "little") + counts.tobytes() + _MAGIC)
+
+
+def put_slices(root: Root, path: str, slices: Iterable[memoryview], metadata: Mapping[str, Any]) -> HashingWriter:
+    """`write_slices` into the object at `path`; its size and hash."""
+    with root.writer(path) as writer:
+        write_slices(writer, slices, metadata)
+    return writer
 
 
 def batch_slices(table: pa.Table, edges: NDArray[np.int64]) -> Iterator[memoryview]:

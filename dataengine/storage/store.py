@@ -1,8 +1,8 @@
 """Root: one address under which runs and datasets live, on a local disk or an object store.
 
 Objects are immutable bytes under a path. All safety rests on one primitive, `create`: the first writer of a path wins
-for ever, and whoever asks is told what the path holds. There is no rename, no lock, no clock, and listing
-is only a hint.
+for ever, and whoever asks is told what the path holds. There is no rename and no lock, and listing is
+only a hint. Purges alone delete, and they alone ask the store's clock.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from dataengine.errors import MissingObject
 from dataengine.storage.store import Root
 
+TAKEDOWN = "takedown"
+"""The reason of what is on one of them, and the rule that stands before all others where there are some."""
+
 
 def standing_lists(root: Root) -> dict[str, str]:
     """Path → SHA-256 of every registered list, in the order of registration."""

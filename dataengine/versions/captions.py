@@ -1,89 +1,99 @@
 """Caption tables of a child version: those of its parent without what nobody in the child has as a caption any more.
 
-A caption stays while any sample that is left has it, under the smallest key of these.
+A caption stays while any sample that is left has it, under the smallest key of these. Tables of which no row changes
+hands are copied; memory is that of one table.
 """
 
 from __future__ import annotations
 
-import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataengine.analyst.dataset import Dataset
-from dataengine.dedup.bands import NUM_SLOTS, RECORD, BandTable
-from dataengine.dedup.caption_classes import CAPTION_ROWS, by_slot
+from dataengine.dedup.against import put_bands, put_captions, read_bands, read_captions
+from dataengine.dedup.caption_classes import CAPTION_ROWS
 from dataengine.dedup.captions import normalise_captions
-from dataengine.dedup.routed import from_binary, to_binary
+from dataengine.dedup.routed import flat, from_binary, to_binary
+from dataengine.emit.versions import VersionFiles
 from dataengine.keys import hex_keys, key_bytes
-from dataengine.storage.slices import SlicedObject, batch_slices, record_slices, write_slices
-from dataengine.storage.store import Root
+from dataengine.schemas import manifest_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping
+
+    import polars as pl
+
+    from dataengine.storage.hashing import HashingWriter
 
 
-def cut_captions(
-    root: Root, folder: str, parent: Dataset, removed: pl.Series
-) -> tuple[dict[str, Any] | None, Iterator[tuple[str, bytes]]]:
-    """What the manifest says of caption tables, and (path, content) of each; None where the parent carries none.
+def cut_captions(files: VersionFiles, folder: str, parent: Dataset, removed: pl.DataFrame) -> dict[str, Any] | None:
+    """Write the caption tables of a child, and say of them what its manifest does; None where the parent carries none.
 
-    `folder` is the parent's, `removed` the keys that were taken out of it.
+    `folder` is the parent's, `removed` what was taken out of it, [key, caption] among others.
     """
     told = parent.manifest.get("captions")
     if told is None:
-        return None, iter(())
-    heirs, gone = _heirs(parent, removed), set(removed)
-    parts, files = [], []
-    for part in told["parts"]:
-        rows = _rows(SlicedObject.open(root, f"{folder}/{part['captions']}"))
-        keys = hex_keys(from_binary(rows.column("key"), np.uint8)).to_pylist()
-        texts = rows.column("caption").to_pylist()
-        owners = [heirs.get(text) if key in gone else key for key, text in zip(keys, texts, strict=True)]
-        stays = np.array([key is not None for key in owners], np.bool_)
-        parts.append(dict(part) | {"num_rows": int(stays.sum())})
-        files.append((part["captions"], _captions(rows.filter(pa.array(stays)), list(filter(None, owners)))))
-        files += [(path, _bands(SlicedObject.open(root, f"{folder}/{path}"), stays)) for path in part["bands"]]
-    return dict(told) | {"parts": parts}, iter(files)
+        return None
+    heirs = _heirs(parent, removed)
+    cutter = _Cutter(files, folder, parent, told["spec"], _plain(removed["key"]), heirs)
+    return dict(told) | {"parts": [cutter.cut(part) for part in told["parts"]]}
 
 
-def _rows(table: SlicedObject) -> pa.Table:
-    return table.read(CAPTION_ROWS, 0, table.num_slices).combine_chunks()
+@dataclass(frozen=True)
+class _Cutter:
+    files: VersionFiles
+    folder: str
+    parent: Dataset
+    spec: Mapping[str, Any]
+    gone: pa.Array
+    heirs: Mapping[str, str]
+
+    def cut(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """Write one part; what the manifest says of it."""
+        rows = read_captions(self.files.root, f"{self.folder}/{part['captions']}")
+        keys = hex_keys(from_binary(rows.column("key"), np.uint8))
+        lost = pc.is_in(keys, value_set=self.gone)
+        if not pc.any(lost).as_py():
+            for file in self.parent.version.files:
+                if file.path in (part["captions"], *part["bands"]):
+                    self.files.copy(self.folder, file.path, file.nbytes, file.sha256)
+            return dict(part)
+        heirs = [self.heirs.get(text) for text in rows.column("caption").filter(lost).to_pylist()]
+        owners = pc.replace_with_mask(keys, lost, pa.array(heirs, pa.string()))
+        self._put(part, rows, owners)
+        return dict(part) | {"num_rows": len(owners) - owners.null_count}
+
+    def _put(self, part: Mapping[str, Any], rows: pa.Table, owners: pa.Array) -> None:
+        """Write the captions that have an owner, and their records."""
+        stays = owners.is_valid()
+        left = rows.filter(stays)
+        columns = {name: left.column(name) for name in ("hash", "caption")}
+        owned = CAPTION_ROWS.table(columns | {"key": to_binary(key_bytes(owners.drop_null()))})
+        root, there = self.files.root, self.files.folder
+        self._remember(part["captions"], put_captions(root, f"{there}/{part['captions']}", owned))
+        for path in part["bands"]:
+            bands = read_bands(root, f"{self.folder}/{path}", self.spec).of_rows(np.asarray(stays))
+            self._remember(path, put_bands(root, f"{there}/{path}", bands, self.spec))
+
+    def _remember(self, path: str, written: HashingWriter) -> None:
+        self.files.remember(path, written.num_bytes, written.sha256)
 
 
-def _captions(rows: pa.Table, owners: list[str]) -> bytes:
-    keys = to_binary(key_bytes(pa.array(owners, pa.string())) if owners else np.zeros((0, 16), np.uint8))
-    owned = CAPTION_ROWS.table({"key": keys, "hash": rows.column("hash"), "caption": rows.column("caption")})
-    return _sliced(batch_slices(*by_slot(owned, from_binary(owned.column("hash"), np.uint8))), {})
-
-
-def _bands(table: SlicedObject, stays: np.ndarray[Any, np.dtype[np.bool_]]) -> bytes:
-    assert table.num_slices == NUM_SLOTS
-    bands = BandTable(*table.records(RECORD, 0, NUM_SLOTS)).of_rows(stays)
-    return _sliced(record_slices(bands.records, bands.starts), table.metadata)
-
-
-def _sliced(slices: Iterable[memoryview], metadata: Mapping[str, Any]) -> bytes:
-    sink = io.BytesIO()
-    write_slices(sink, slices, metadata)
-    return sink.getvalue()
-
-
-def _heirs(parent: Dataset, removed: pl.Series) -> dict[str, str]:
+def _heirs(parent: Dataset, removed: pl.DataFrame) -> dict[str, str]:
     """Normalised caption → smallest key among what is left, for captions of what is `removed`."""
-    keys = removed.implode()
-    texts = parent.samples().select("key", "caption")
-    lost = texts.filter(pl.col("key").is_in(keys)).collect(engine="streaming")
-    left = texts.filter(~pl.col("key").is_in(keys)).collect(engine="streaming").sort("key")
-    wanted = set(_plain(lost))
+    gone, wanted = _plain(removed["key"]), normalise_captions(_plain(removed["caption"]))
     heirs: dict[str, str] = {}
-    for key, text in zip(left["key"], _plain(left), strict=True):
-        if text in wanted:
-            heirs.setdefault(text, key)
+    for rows in parent.parts("samples", manifest_schema(()), ["key", "caption"]):
+        keys, texts = flat(rows.column("key")), normalise_captions(rows.column("caption"))
+        left = pc.and_not(pc.is_in(texts, value_set=wanted), pc.is_in(keys, value_set=gone))
+        for key, text in zip(keys.filter(left).to_pylist(), texts.filter(left).to_pylist(), strict=True):
+            heirs[text] = min(key, heirs.get(text, key))
     return heirs
 
 
-def _plain(texts: pl.DataFrame) -> list[str]:
-    return list(normalise_captions(texts["caption"].to_arrow()).to_pylist())
+def _plain(texts: pl.Series) -> pa.Array:
+    return texts.to_arrow().cast(pa.string())

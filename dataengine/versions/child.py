@@ -11,7 +11,7 @@ import os
 import posixpath
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,39 +23,21 @@ from dataengine.analyst.dataset import Dataset
 from dataengine.emit.card import data_card
 from dataengine.emit.ledger import funnel
 from dataengine.emit.sidecars import dataset_sidecars, tar_index
+from dataengine.emit.versions import VersionFiles, path_within
 from dataengine.errors import CorruptObject
 from dataengine.schemas import FUNNEL, HISTOGRAM, LEDGER, SHARDS, TableSchema, manifest_schema
 from dataengine.select.blocklist import blocklist_condition
 from dataengine.storage.rundir import canonical_json
 from dataengine.storage.tables import parquet_bytes, read_table
+from dataengine.storage.takedowns import TAKEDOWN
+from dataengine.trainer.manifest import PublishedFile
 from dataengine.versions.captions import cut_captions
 from dataengine.versions.known import DUPLICATES
 from dataengine.versions.place import DatasetPlace
-from dataengine.versions.rewrite import Cut, copy_spans, cut
+from dataengine.versions.rewrite import COLUMNS, Cut, copy_spans, cut, moved
 from dataengine.versions.standing import Standing
 
-STAGE, REASON = "takedown", "takedown"
-"""What the ledger says of what was taken down."""
 _NO_REASON = "on a list of take-downs"
-_OFFSETS = ("image_offset", "txt_offset", "json_offset")
-
-
-@dataclass
-class Files:
-    """Writes the files of a version and remembers them for its manifest."""
-
-    place: DatasetPlace
-    folder: str
-    entries: list[dict[str, Any]] = field(default_factory=list)
-
-    def put(self, path: str, content: bytes) -> None:
-        """Write a file whose bytes follow from the version's plan."""
-        self.place.root.put(f"{self.folder}/{path}", content)
-        self.remember(path, len(content), hashlib.sha256(content).hexdigest())
-
-    def remember(self, path: str, nbytes: int, sha256: str) -> None:
-        """Name a file that lies there already, or in another version."""
-        self.entries.append({"path": path, "nbytes": nbytes, "sha256": sha256})
 
 
 @dataclass(frozen=True)
@@ -68,10 +50,10 @@ class TakeDown:
 
     @cached_property
     def removed(self) -> pl.DataFrame:
-        """[key, source, shard, format and scores] of the samples to take out."""
+        """[key, source, shard, caption and scores] of the samples to take out."""
         blank = {name: pl.lit(None, pl.String) for name in ("final_url", "pixel_hash")}
         listed = ~blocklist_condition(self.standing.listed, 0)
-        columns = ["key", "source", "shard", *self.parent.score_names()]
+        columns = ["key", "source", "shard", "caption", *self.parent.score_names()]
         rows = self.parent.samples().with_columns(**blank).filter(listed).select(columns)
         return rows.collect(engine="streaming").sort("key")
 
@@ -95,7 +77,7 @@ class TakeDown:
         path = f"{folder}/manifest.json"
         if self.place.root.exists(path):
             return
-        content = _Child(self, number, Files(self.place, folder)).write()
+        content = _Child(self, number, VersionFiles(self.place.root, folder)).write()
         if self.place.root.create(path, content) != content:
             raise CorruptObject(
                 f"{self.place.root.address(path)}: holds another manifest than its claim makes; two releases of "
@@ -109,29 +91,26 @@ class _Child:
 
     take: TakeDown
     number: int
-    files: Files
+    files: VersionFiles
 
     def write(self) -> bytes:
         """Everything but the manifest is written; the manifest is returned."""
         self._copy_untouched()
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
             list(threads.map(self._write_tar, self._cuts))
+            list(threads.map(self._write_samples, self.take.parent.version.tables("samples")))
         shards = self._shards()
         self.files.put("shards.parquet", parquet_bytes(shards))
-        self._write_samples()
         told = self._write_ledger()
         self.files.put("stats/funnel.parquet", parquet_bytes(told))
         self.files.put("stats/histogram.parquet", parquet_bytes(self._histogram()))
         draws = self._draws()
         for path, content in sorted(dataset_sidecars(self.take.place.name, shards, draws).items()):
             self.files.put(path, content)
-        root = self.take.place.root
-        captions, tables = cut_captions(root, self._parent_folder, self.take.parent, self.take.removed["key"])
-        for path, content in tables:
-            self.files.put(path, content)
+        captions = cut_captions(self.files, self._parent_folder, self.take.parent, self.take.removed)
         manifest = self._manifest(shards, told, draws, captions)
         self.files.put("README.md", data_card(manifest, told, shards).encode())
-        manifest["files"] = sorted(self.files.entries, key=lambda file: str(file["path"]))
+        manifest["files"] = self.files.listed()
         return canonical_json(manifest)
 
     @cached_property
@@ -142,7 +121,8 @@ class _Child:
     def _cuts(self) -> dict[str, Cut]:
         """How each touched shard is cut."""
         wanted = self.take.parent.samples().filter(pl.col("shard").is_in(self.take.touched))
-        rows = wanted.sort("shard", "index_in_shard").collect(engine="streaming").partition_by("shard", as_dict=True)
+        placed = wanted.select("shard", "index_in_shard", *COLUMNS).sort("shard", "index_in_shard")
+        rows = placed.collect(engine="streaming").partition_by("shard", as_dict=True)
         return {
             shard: cut(of_shard, self.take.removed["key"], self._old_shards[shard]["path"])
             for (shard,), of_shard in sorted(rows.items())
@@ -155,10 +135,6 @@ class _Child:
     @property
     def _parent_folder(self) -> str:
         return self.take.place.path(int(self.take.parent.manifest["version"]))
-
-    def _new_path(self, path: str) -> str:
-        """The place in this version of a tar that the parent names as `path`."""
-        return path if not path.startswith("../") else path.split("/", 2)[2]
 
     def _from_here(self, path: str) -> str:
         """A path of the parent as this version names it."""
@@ -175,7 +151,7 @@ class _Child:
         found, row = self._cuts[shard], self._old_shards[shard]
         if not found.stays.any():
             return
-        path = self._new_path(row["path"])
+        path = path_within(row["path"])
         root = self.take.place.root
         with root.writer(f"{self.files.folder}/{path}") as tar:
             copy_spans(root, self._path(row["path"]), row["sha256"], found.spans(), tar.write)
@@ -184,36 +160,43 @@ class _Child:
 
     def _shards(self) -> pa.Table:
         written = {entry["path"]: entry for entry in self.files.entries}
-        keys = self._keys_left()
+        left = self._left()
         rows = []
         for name, old in sorted(self._old_shards.items()):
             if name not in self._cuts:
                 rows.append(old | {"path": self._from_here(old["path"])})
-            elif (file := written.get(self._new_path(old["path"]))) is not None:
-                left = keys[name]
-                rows.append(old | file | {"num_samples": len(left), "min_key": left.min(), "max_key": left.max()})
+            elif (file := written.get(path_within(old["path"]))) is not None:
+                rows.append(old | file | left[name])
         return SHARDS.table({name: [row[name] for row in rows] for name in SHARDS.arrow.names})
 
-    def _keys_left(self) -> dict[str, pl.Series]:
+    def _left(self) -> dict[str, dict[str, Any]]:
+        """What SHARDS says of the samples that are left in each touched shard."""
         touched = pl.col("shard").is_in(self.take.touched)
         left = self.take.parent.samples().filter(touched & ~pl.col("key").is_in(self.take.removed["key"].implode()))
-        return {shard: rows["key"] for (shard,), rows in left.select("shard", "key").collect().group_by("shard")}
+        key = pl.col("key")
+        told = left.group_by("shard").agg(num_samples=pl.len(), min_key=key.min(), max_key=key.max())
+        return {row.pop("shard"): row for row in told.collect(engine="streaming").to_dicts()}
 
-    def _write_samples(self) -> None:
-        schema = manifest_schema(self.take.parent.score_names())
-        touched = pa.array(self.take.touched, pa.string())
-        for path in self.take.parent.version.tables("samples"):
-            shards = read_table(self.take.place.root, self._path(path), schema, ["shard"]).column("shard")
-            if not pa.compute.any(pa.compute.is_in(shards, value_set=touched)).as_py():
-                self._copy(path)
-                continue
-            table = read_table(self.take.place.root, self._path(path), schema)
-            self.files.put(path, parquet_bytes(_moved(table, self._cuts, schema)))
+    def _write_samples(self, path: str) -> None:
+        root, schema = self.take.place.root, self._samples_schema
+        shards = read_table(root, self._path(path), schema, ["shard"]).column("shard")
+        if self._cuts.keys().isdisjoint(shards.unique().to_pylist()):
+            self._copy(path)
+        else:
+            table = moved(read_table(root, self._path(path), schema), self._cuts)
+            self.files.put(path, parquet_bytes(schema.check(table)))
+
+    @cached_property
+    def _samples_schema(self) -> TableSchema:
+        return manifest_schema(self.take.parent.score_names())
 
     def _copy(self, path: str) -> None:
-        (file,) = (file for file in self.take.parent.version.files if file.path == path)
-        self.take.place.root.copy(self._path(path), f"{self.files.folder}/{path}")
-        self.files.remember(path, file.nbytes, file.sha256)
+        file = self._parent_files[path]
+        self.files.copy(self._parent_folder, path, file.nbytes, file.sha256)
+
+    @cached_property
+    def _parent_files(self) -> dict[str, PublishedFile]:
+        return {file.path: file for file in self.take.parent.version.files}
 
     def _write_ledger(self) -> pa.Table:
         """Writes the ledger, tombstones in place; returns the funnel."""
@@ -240,7 +223,7 @@ class _Child:
         gone = (removed | copies).fill_null(value=False)
         frame = pl.DataFrame(pl.from_arrow(ledger))
         said = pl.col("key").replace_strict(why, default=_NO_REASON, return_dtype=pl.String)
-        stone = {"state": pl.lit("dropped"), "stage": pl.lit(STAGE), "reason": pl.lit(REASON), "rule_value": said}
+        stone = {"state": pl.lit("dropped"), "stage": pl.lit(TAKEDOWN), "reason": pl.lit(TAKEDOWN), "rule_value": said}
         stone |= {"survivor_key": pl.lit(None, pl.String), "similarity": pl.lit(None, pl.Float32)}
         marked = frame.with_columns(
             pl.when(gone).then(value).otherwise(pl.col(name)).alias(name) for name, value in stone.items()
@@ -249,7 +232,7 @@ class _Child:
 
     def _histogram(self) -> pa.Table:
         old = read_table(self.take.place.root, self._path("stats/histogram.parquet"), HISTOGRAM)
-        return HISTOGRAM.check(less_emitted(old, self.take.removed))
+        return HISTOGRAM.check(_less_emitted(old, self.take.removed))
 
     def _draws(self) -> dict[str, int]:
         """Training draws of what is left, by source; 0 for one that has none."""
@@ -288,30 +271,7 @@ class _Child:
         return {name: value for name, value in old.items() if name != "files"} | changed
 
 
-def _moved(table: pa.Table, cuts: Mapping[str, Cut], schema: TableSchema) -> pa.Table:
-    """The rows of `table` that stay, those of cut shards with their new places."""
-    shards = table.column("shard").to_pylist()
-    indices = table.column("index_in_shard").to_pylist()
-    ranks = {shard: np.cumsum(found.stays) - 1 for shard, found in cuts.items()}
-    stays = [shard not in cuts or bool(cuts[shard].stays[index]) for shard, index in zip(shards, indices, strict=True)]
-    moved = [
-        (int(ranks[shard][index]), int(cuts[shard].shifts[ranks[shard][index]])) if shard in cuts else (index, 0)
-        for shard, index, kept in zip(shards, indices, stays, strict=True)
-        if kept
-    ]
-    left = table.filter(pa.array(stays, pa.bool_()))
-    columns: dict[str, Any] = {name: left.column(name) for name in schema.arrow.names}
-    shifts = pa.array([shift for _, shift in moved], pa.int64())
-    columns["index_in_shard"] = pa.array([index for index, _ in moved], pa.int32())
-    columns |= {name: pa.compute.subtract(left.column(name), shifts) for name in _OFFSETS}
-    columns["extra_members"] = [
-        [(name, member | {"offset": member["offset"] - shift}) for name, member in members]
-        for members, (_, shift) in zip(left.column("extra_members").to_pylist(), moved, strict=True)
-    ]
-    return schema.table(columns)
-
-
-def less_emitted(histogram: pa.Table, removed: pl.DataFrame) -> pa.Table:
+def _less_emitted(histogram: pa.Table, removed: pl.DataFrame) -> pa.Table:
     """HISTOGRAM with the samples `removed` [source, scores] no longer emitted; they were scored all the same."""
     frame = pl.DataFrame(pl.from_arrow(histogram)).with_row_index("place")
     counts = frame["num_emitted"].to_numpy().copy()

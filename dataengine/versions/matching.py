@@ -16,7 +16,6 @@ from dataengine.select.blocklist import below, near_phash, plain_urls
 from dataengine.versions.known import DUPLICATES, Known
 from dataengine.versions.lists import Entry
 
-_SCHEMA = {"key": pl.String, "why": pl.String}
 _BOUND = pl.col("reason").is_in(DUPLICATES) & pl.col("survivor_key").is_not_null()
 
 
@@ -39,12 +38,8 @@ def match(entries: Sequence[Entry], known: Known, max_phash_distance: int) -> Ma
     named = _each_once(found)
     related = _each_once([named, *_relatives(named["key"], known, max_phash_distance)])
     hit = {entry for frame in found for entry in frame["entry"].unique()}
-    missed = (entry for entry in entries if f"{entry.kind} {entry.plain}" not in hit)
-    # A row is said to be of the nearest phash: others may be as near as was asked for.
-    unmatched = [
-        e for e in missed if e.kind != "phash" or not any(map(len, _by_phash(known, {e.plain}, max_phash_distance)))
-    ]
-    return Match(related.select("key", "why").sort("key"), len(named), tuple(unmatched))
+    unmatched = tuple(entry for entry in entries if f"{entry.kind} {entry.plain}" not in hit)
+    return Match(related.select("key", "why").sort("key"), len(named), unmatched)
 
 
 def _collected(frames: Iterable[pl.LazyFrame]) -> list[pl.DataFrame]:
@@ -109,7 +104,7 @@ _LOOKUPS: tuple[tuple[str, Callable[[Known, set[str], int], list[pl.DataFrame]]]
 
 
 def _near(known: Known, wanted: dict[int, str], distance: int) -> list[pl.DataFrame]:
-    """[key, value, distance] of rows whose phash lies near one of `wanted` (hash → what it is called)."""
+    """[key, value, distance] of each pair of a row and one of `wanted` (hash → what it is called), nearest first."""
     if not wanted:
         return []
     near = near_phash(dict.fromkeys(wanted), distance)
@@ -118,13 +113,12 @@ def _near(known: Known, wanted: dict[int, str], distance: int) -> list[pl.DataFr
     found = []
     for frame in _collected(each.filter(near) for each in known.with_column("phash")):
         own = frame["phash"].str.to_integer(base=16, dtype=pl.UInt64).to_numpy()
-        apart = [np.bitwise_count(hashes ^ value) for value in own]
-        nearest = [int(row.argmin()) for row in apart]
-        columns = {
-            "value": pl.Series([names[place] for place in nearest], dtype=pl.String),
-            "distance": pl.Series([int(row[place]) for row, place in zip(apart, nearest, strict=True)], dtype=pl.Int64),
-        }
-        found.append(frame.select("key").with_columns(**columns))
+        pairs = []
+        for key, value in zip(frame["key"], own, strict=True):
+            apart = np.bitwise_count(hashes ^ value)
+            nearest = np.argsort(apart, kind="stable")[: np.count_nonzero(apart <= distance)]
+            pairs += [(key, names[place], int(apart[place])) for place in nearest.tolist()]
+        found.append(pl.DataFrame(pairs, {"key": pl.String, "value": pl.String, "distance": pl.Int64}, orient="row"))
     return found
 
 

@@ -10,12 +10,12 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.emit.card import data_card
 from dataengine.emit.sidecars import dataset_sidecars
+from dataengine.emit.versions import path_within
 from dataengine.errors import CorruptObject, InputError
 from dataengine.schemas import FUNNEL, SHARDS
 from dataengine.storage.rundir import canonical_json
@@ -32,7 +32,7 @@ def materialize(address: str, target: str, options: Mapping[str, str]) -> tuple[
     dataset = open_dataset(address, options)
     folder = Root(target.rstrip("/"), tuple(sorted(options.items())))
     written = _rewritten(dataset)
-    copies = {_local(file.path): file for file in dataset.version.files if _local(file.path) not in written}
+    copies = {path_within(file.path): file for file in dataset.version.files if path_within(file.path) not in written}
     _refuse_others(folder, {*written, *copies, "manifest.json"}, target)
     source = dataset.version.root
     for path, file in copies.items():
@@ -56,11 +56,6 @@ def materialize(address: str, target: str, options: Mapping[str, str]) -> tuple[
     return len(files) + 1, sum(int(file["nbytes"]) for file in files) + len(manifest)
 
 
-def _local(path: str) -> str:
-    """`../v000001/birds/birds-000000.tar` → `birds/birds-000000.tar`."""
-    return path.split("/", 2)[2] if path.startswith("../") else path
-
-
 def _file(path: str, content: bytes) -> dict[str, Any]:
     return {"path": path, "nbytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -76,13 +71,11 @@ def _rewritten(dataset: Dataset) -> dict[str, bytes]:
         return {}
     root = dataset.version.root
     old = read_table(root, "shards.parquet", SHARDS)
-    paths = [_local(path) for path in old.column("path").to_pylist()]
+    paths = [path_within(path) for path in old.column("path").to_pylist()]
     shards = SHARDS.table({name: old.column(name) for name in SHARDS.arrow.names} | {"path": pa.array(paths)})
-    trained = dataset.samples().filter(pl.col("split") == "train")
-    draws = trained.group_by("source").agg(pl.col("repeat").cast(pl.Int64).sum()).collect(engine="streaming")
-    summed = dict.fromkeys(sorted(dataset.manifest["sources"]), 0) | dict(draws.iter_rows())
+    draws = {source: facts["num_draws"] for source, facts in dataset.manifest["sources"].items()}
     funnel = read_table(root, "stats/funnel.parquet", FUNNEL)
-    written = dataset_sidecars(dataset.manifest["name"], shards, summed)
+    written = dataset_sidecars(dataset.manifest["name"], shards, draws)
     written["shards.parquet"] = parquet_bytes(shards)
     written["README.md"] = data_card(_manifest(dataset), funnel, shards).encode()
     return written

@@ -52,24 +52,23 @@ def plan_purge(place: DatasetPlace, grace: timedelta, now: datetime) -> Purge:
     standing = read_standing(place.root)
     _check_grace(place, standing, grace, now)
     latest = place.latest()
-    if not TakeDown(place, latest, standing).removed.is_empty():
+    number = int(latest.manifest["version"])
+    versions = dict(_versions(place, number))
+    doomed = {folder for folder, found in versions.items() if not TakeDown(place, found, standing).removed.is_empty()}
+    if place.path(number) in doomed:
         raise InputError(
             f"{latest.version.root.url}: holds what was taken down; take it down in this dataset first: `dataengine "
             f"takedown {place.root.address(place.folder)} --list ...`"
         )
-    versions = dict(_versions(place, int(latest.manifest["version"])))
-    doomed = {
-        folder: found for folder, found in versions.items() if not TakeDown(place, found, standing).removed.is_empty()
-    }
     named = {path for folder, found in versions.items() if folder not in doomed for path in _objects(folder, found)}
-    retired = {*doomed, *_already_retired(place, int(latest.manifest["version"]))}
+    retired = {*doomed, *_already_retired(place, number)}
     files = [
         path
         for folder in sorted(retired)
         for path in place.root.list(folder)
         if path not in named and path.removeprefix(f"{folder}/") not in _KEPT
     ]
-    successor = f"v{int(latest.manifest['version']):06d}"
+    successor = f"v{number:06d}"
     keys = frozenset(standing.listed.keys)
     raw, outside = raw_parts(place.root, keys)
     return Purge(tuple(sorted(doomed)), successor, tuple(files), tuple(raw), keys, tuple(sorted(outside)))

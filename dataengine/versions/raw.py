@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataengine.contract import AGAIN, AGAIN_FOR
+from dataengine.contract import AGAIN, AGAIN_FOR, Outputs
 from dataengine.errors import CorruptObject
 from dataengine.schemas import SAMPLE
 from dataengine.storage.located import places_of, read_located
-from dataengine.storage.rundir import Commit, ObjectRef, UnitDirectory
+from dataengine.storage.rundir import Commit, UnitDirectory
 from dataengine.storage.store import Root
-from dataengine.storage.tables import parquet_bytes, read_table
+from dataengine.storage.tables import read_table
+from dataengine.storage.takedowns import TAKEDOWN
 from dataengine.storage.tar import END, header, padding
 
-REASON = "takedown"
 _STAYS = ("key", "num_attempts")
 _PLAN = re.compile(r"runs/[^/]+/download/[^/]+/plan\.json")
 
@@ -42,14 +43,14 @@ class RawPart:
 def raw_parts(root: Root, keys: frozenset[str]) -> tuple[list[RawPart], set[str]]:
     """The parts of any run's download that hold pictures of `keys`; and objects outside the runs that hold some."""
     parts, outside = [], set[str]()
+    gone = pa.array(sorted(keys), pa.string())
     for path in root.list("runs"):
         if not _PLAN.fullmatch(path):
             continue
         unit = UnitDirectory(root, path.rpartition("/")[0])
         for commit in _current(unit):
             rows = read_table(root, commit.objects["sample"].path, SAMPLE, ["key", "object"])
-            held = set(filter(None, rows.column("object").to_pylist()))
-            doomed = set(filter(None, rows.filter(_among(rows, keys)).column("object").to_pylist()))
+            held, doomed = _objects(rows), _objects(rows.filter(pc.is_in(rows.column("key"), value_set=gone)))
             own = {name for name in held if name.startswith(f"{unit.path}/data/")}
             if doomed & own:
                 parts.append(RawPart(unit, commit, tuple(sorted(own))))
@@ -79,48 +80,35 @@ def _current(unit: UnitDirectory) -> list[Commit]:
 
 
 def _rewritten(part: RawPart, keys: frozenset[str]) -> Commit:
-    unit, root, attempt = part.unit, part.unit.root, secrets.token_hex(8)
-    reads = {**part.commit.reads, AGAIN: f"{part.commit.digest} of {part.commit.attempt}", AGAIN_FOR: REASON}
+    unit, root = part.unit, part.unit.root
+    reads = {**part.commit.reads, AGAIN: f"{part.commit.digest} of {part.commit.attempt}", AGAIN_FOR: TAKEDOWN}
     known = unit.load_commits().get(part.commit.part, [])
     if (stored := next((commit for commit in known if commit.reads == reads), None)) is not None:
         return stored
     rows = read_table(root, part.commit.objects["sample"].path, SAMPLE).to_pylist()
     left = [row for row in rows if row["object"] in part.objects and row["key"] not in keys]
-    path = unit.data_path(part.commit.part, attempt, "raw.tar")
-    with root.writer(path) as tar:
+    outputs = Outputs(unit, part.commit.part, secrets.token_hex(8))
+    with outputs.stream("raw", "raw.tar") as tar:
         places = places_of({name: [row[name] for row in left] for name in ("object", "offset", "nbytes")})
         for row, content in zip(left, read_located(root, places), strict=True):
             if content is None or len(content) != row["nbytes"]:
                 raise CorruptObject(f"{root.address(row['object'])}: cannot read the picture of {row['key']}")
             tar.write(header(f"{row['key']}.{row['format']}", len(content)))
-            row |= {"object": path, "offset": tar.num_bytes}
+            row |= {"object": outputs.path("raw.tar"), "offset": tar.num_bytes}
             tar.write(content)
             tar.write(padding(len(content)))
         tar.write(END)
-    raw = ObjectRef(path, tar.num_bytes, tar.sha256)
     told = [_taken(row) if row["key"] in keys and row["object"] is not None else row for row in rows]
-    table = SAMPLE.table({name: [row[name] for row in told] for name in SAMPLE.arrow.names})
-    content = parquet_bytes(table)
-    place = unit.data_path(part.commit.part, attempt, "sample.parquet")
-    with root.writer(place) as writer:
-        writer.write(content)
-    sample = ObjectRef(place, writer.num_bytes, writer.sha256, len(table))
-    objects = {"sample": sample, "raw": raw}
-    changed = replace(part.commit, attempt=attempt, reads=reads, objects=objects, counts=_counts(told), metrics={})
-    return unit.store_commit(changed)
+    outputs.table("sample", SAMPLE, SAMPLE.table({name: [row[name] for row in told] for name in SAMPLE.arrow.names}))
+    outputs.count(Counter(row["reason"] or "ok" for row in told))
+    changed = replace(part.commit, attempt=outputs.attempt, reads=reads, objects=outputs.objects, metrics={})
+    return unit.store_commit(replace(changed, counts=outputs.counts))
 
 
 def _taken(row: dict[str, Any]) -> dict[str, Any]:
     kept = {name: row[name] for name in _STAYS}
-    return dict.fromkeys(SAMPLE.arrow.names) | kept | {"status": "failed", "reason": REASON}
+    return dict.fromkeys(SAMPLE.arrow.names) | kept | {"status": "failed", "reason": TAKEDOWN}
 
 
-def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["reason"] or "ok"] = counts.get(row["reason"] or "ok", 0) + 1
-    return counts
-
-
-def _among(rows: pa.Table, keys: frozenset[str]) -> pa.ChunkedArray:
-    return pc.is_in(rows.column("key"), value_set=pa.array(sorted(keys), pa.string()))
+def _objects(rows: pa.Table) -> set[str]:
+    return set(rows.column("object").unique().drop_null().to_pylist())

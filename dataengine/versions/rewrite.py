@@ -7,13 +7,16 @@ stays moves. The whole tar is read and hashed on the way, so a damaged one never
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from dataengine.emit.shard import MEMBERS
 from dataengine.errors import CorruptObject
 from dataengine.storage import tar
 from dataengine.storage.store import Root
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIECE_BYTES = 8 * 2**20
-_MEMBERS = ("image", "txt", "json")
+_PLACES = [f"{member}_{what}" for member in MEMBERS for what in ("offset", "nbytes")]
+COLUMNS = ("key", *_PLACES, "extra_members")
+"""Of the samples table: what must be known to cut a tar."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Cut:
 
     @property
     def shifts(self) -> NDArray[np.int64]:
-        """Bytes that each staying sample moves towards the beginning: int64 [staying]."""
-        return self.begins[self.stays] - self.sample_offsets[:-1].astype(np.int64)
+        """Bytes that each sample moves towards the beginning, if it stays: int64 [samples]."""
+        return np.cumsum(np.where(self.stays, 0, self.ends - self.begins))
 
     def spans(self) -> list[tuple[int, int]]:
         """Runs of bytes that stay, in order."""
@@ -62,7 +67,7 @@ def cut(rows: pl.DataFrame, removed: pl.Series, where: str) -> Cut:
     """
     extras = rows["extra_members"].to_list()
     begins, ends = [], []
-    for row, others in zip(rows.select(_places()).iter_rows(), extras, strict=True):
+    for row, others in zip(rows.select(_PLACES).iter_rows(), extras, strict=True):
         places = [
             *zip(row[::2], row[1::2], strict=True),
             *((at["value"]["offset"], at["value"]["nbytes"]) for at in others),
@@ -76,8 +81,30 @@ def cut(rows: pl.DataFrame, removed: pl.Series, where: str) -> Cut:
     return Cut(np.array(begins, np.int64), np.array(ends, np.int64), stays)
 
 
-def _places() -> list[str]:
-    return [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "nbytes")]
+def moved(samples: pa.Table, cuts: Mapping[str, Cut]) -> pa.Table:
+    """The rows of a samples table that stay, those of shards that are cut (name → how) with their new places."""
+    shards, places = samples.column("shard"), samples.column("index_in_shard").to_numpy().copy()
+    stays, shifts = np.ones(len(samples), np.bool_), np.zeros(len(samples), np.int64)
+    for shard in cuts.keys() & set(shards.unique().to_pylist()):
+        found, rows = cuts[shard], np.flatnonzero(pc.equal(shards, shard).to_numpy())
+        before = places[rows]
+        stays[rows], shifts[rows] = found.stays[before], found.shifts[before]
+        places[rows] = (np.cumsum(found.stays) - 1)[before]
+    left, shifts = samples.filter(pa.array(stays)), shifts[stays]
+    columns = dict(zip(left.column_names, left.columns, strict=True))
+    columns["index_in_shard"] = pa.array(places[stays])
+    columns |= {name: pc.subtract(columns[name], shifts) for name in _PLACES[::2]}
+    columns["extra_members"] = _moved_members(columns["extra_members"].combine_chunks(), shifts)
+    return pa.table(columns, schema=samples.schema)
+
+
+def _moved_members(members: pa.MapArray, shifts: NDArray[np.int64]) -> pa.MapArray:
+    bounds = members.offsets.to_numpy()
+    names, found = (part[bounds[0] : bounds[-1]] for part in (members.keys, members.items))
+    offsets = pc.subtract(found.field("offset"), np.repeat(shifts, np.diff(bounds)))
+    fields = [offsets if field.name == "offset" else found.field(field.name) for field in found.type]
+    placed = pa.StructArray.from_arrays(fields, fields=list(found.type))
+    return pa.MapArray.from_arrays(bounds - bounds[0], names, placed, type=members.type)
 
 
 def copy_spans(

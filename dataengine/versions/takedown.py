@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import polars as pl
+
 from dataengine.errors import InputError
 from dataengine.storage.rundir import canonical_json
 from dataengine.versions.child import TakeDown
@@ -58,9 +60,8 @@ def survey(place: DatasetPlace, entries: Sequence[Entry], max_phash_distance: in
             f"first is {entries[0]}; nothing was done. To keep out what is not there yet, use download.blocklists or a "
             "block-list rule"
         )
-    keys = found.found["key"].implode()
-    held = dataset.samples().select("key", "shard").collect(engine="streaming")
-    held = held.filter(held["key"].is_in(keys))
+    meant = pl.col("key").is_in(found.found["key"].implode())
+    held = dataset.samples().filter(meant).select("shard").collect(engine="streaming")
     touched = tuple(held["shard"].unique().sort())
     return Survey(dataset.version.root.url, found, len(held), touched, known.has_duplicates)
 
