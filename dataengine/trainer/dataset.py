@@ -31,7 +31,7 @@ _READ_AHEAD = 64  # samples that iterating reads at once
 
 
 class ShardDataset:
-    """Samples of a published dataset: dicts of `__key__`, `__source__`, `__shard__`, `__epoch__` and parts.
+    """Samples of a published dataset: dicts of parts beside `__key__`, `__source__`, `__shard__` and other marks.
 
     `manifest` is a manifest.json, a version folder or a dataset folder (its latest version). Opening reads
     shards.parquet, and columns of the samples table only where `where`, `mixture.where`, `buckets` or repeats ask for
