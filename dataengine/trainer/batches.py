@@ -15,7 +15,7 @@ import numpy as np
 from dataengine.errors import CorruptObject, StorageError
 from dataengine.trainer.buckets import Shape
 from dataengine.trainer.collate import collate
-from dataengine.trainer.order import StreamOrder
+from dataengine.trainer.order import StreamOrder, rows_of
 from dataengine.trainer.reader import Raw, SampleReader, Source
 from dataengine.trainer.samples import SampleMaker
 from dataengine.trainer.schedule import Ticket
@@ -83,15 +83,7 @@ class BatchPlan:
 
     def rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch of its stream) of each draw."""
-        if len(self.orders) == 1:
-            return self.orders[0].rows(draws.draws)
-        rows, epochs = np.empty_like(draws.draws), np.empty_like(draws.draws)
-        for stream in range(int(draws.streams.min()), int(draws.streams.max()) + 1):
-            mine = draws.streams == stream
-            if not mine.any():
-                continue
-            rows[mine], epochs[mine] = self.orders[stream].rows(draws.draws[mine])
-        return rows, epochs
+        return rows_of(self.orders, draws.streams, draws.draws)
 
 
 @dataclass(frozen=True)

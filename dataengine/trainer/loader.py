@@ -17,7 +17,7 @@ from dataengine.trainer.collate import pinned
 from dataengine.trainer.dataset import ShardDataset
 from dataengine.trainer.plan import Plan
 from dataengine.trainer.position import Position, load, save
-from dataengine.trainer.ranks import rank_and_world_size
+from dataengine.trainer.ranks import check_batches, rank_and_world_size
 from dataengine.trainer.schedule import Point, Schedule, Tail
 from dataengine.trainer.workers import NoWorkers, Pool, Processes, Threads
 
@@ -234,17 +234,7 @@ class DataLoader:
 
     def _check_world(self) -> None:
         world_size = self._rank_and_world_size()[1]
-        sizes = sorted({group.batch for group in self._schedule.groups})
-        wrong = [size for size in sizes if size % world_size]
-        if wrong:
-            divisors = [ranks for ranks in range(1, min(sizes) + 1) if not any(size % ranks for size in sizes)]
-            below = [ranks for ranks in divisors if ranks < world_size][-3:]
-            above = [ranks for ranks in divisors if ranks > world_size][:3]
-            raise ConfigError(
-                f"{world_size} ranks do not divide a global batch of {wrong[0]}; near that, {below + above} do, and "
-                f"batches of {wrong[0] // world_size * world_size or world_size} or "
-                f"{(wrong[0] // world_size + 1) * world_size} would"
-            )
+        check_batches([group.batch for group in self._schedule.groups], world_size)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return rank_and_world_size(*self._place)
