@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -361,6 +361,10 @@ def test_large_arrays_come_through_shared_memory_and_stay(many: Path) -> None:
         assert torch.equal(ours["tensor"], theirs["tensor"])
         assert ours["text"] == theirs["text"]
         theirs["noise"][0] = 0
+    own = DataLoader(dataset, global_batch_size=10, num_workers=1, collate_fn=lambda samples: OrderedDict(samples[0]))
+    batch = next(iter(own))
+    assert type(batch) is OrderedDict
+    assert batch["noise"].shape == (40, 50)
 
 
 @pytest.mark.parametrize(("num_workers", "kind"), WORKERS[1:])
