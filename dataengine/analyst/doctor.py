@@ -52,14 +52,10 @@ def diagnose(address: str, job: Job, split: Split = "train", options: Mapping[st
     sizes = shards.sizes[shards.of_split(split)]
     if not sizes.sum():
         raise InputError(f"{version.root.url}: has no samples in the split {split!r}")
-    plan = _plan(version, job, split)
+    view = build_view(version, shards, Asked(split=split))
+    plan = Plan(view, view.schedule(job.world_size * job.batch_size, "carry"), job.world_size)
     readings = (*(rule(sizes, job) for rule in RULES), _ours(plan))
     return Diagnosis(version, job, tuple(sizes.tolist()), plan.schedule.epoch_draws, readings)
-
-
-def _plan(version: Version, job: Job, split: Split) -> Plan:
-    view = build_view(version, load_shards(version), Asked(split=split))
-    return Plan(view, view.schedule(job.world_size * job.batch_size, "carry"), job.world_size)
 
 
 def _ours(plan: Plan) -> Reading:

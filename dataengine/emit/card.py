@@ -23,9 +23,9 @@ Every path is relative to this folder; paths within a file are relative to that 
 every file with its SHA-256, `samples/*.parquet` holds one row per sample with the place of its bytes.
 
 ```python
-from dataengine.trainer.dataset import ShardDataset  # exactly once, resumable, at any world size
+from dataengine.trainer import DataLoader, ShardDataset  # exactly once, resumable, at any world size
 
-dataset = ShardDataset("manifest.json", split="train")
+loader = DataLoader(ShardDataset("manifest.json"), global_batch_size=256)
 
 import webdataset  # or any reader of tars
 

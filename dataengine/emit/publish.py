@@ -38,7 +38,7 @@ class Publish(Step):
     """Checks that the ledger closes, writes what describes the dataset, and publishes it."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     dataset: str
     sources: tuple[str, ...]
     scans: tuple[str, ...]

@@ -15,7 +15,7 @@ import numpy as np
 from dataengine.errors import CorruptObject, StorageError
 from dataengine.trainer.buckets import Shape
 from dataengine.trainer.collate import collate
-from dataengine.trainer.order import StreamOrder
+from dataengine.trainer.order import StreamOrder, rows_of
 from dataengine.trainer.reader import Raw, SampleReader, Source
 from dataengine.trainer.samples import SampleMaker
 from dataengine.trainer.schedule import Ticket
@@ -49,7 +49,7 @@ class Batch:
 class BatchPlan:
     """Everything that makes batches of tickets. May be sent to other processes; each makes its own `BatchMaker`.
 
-    `shapes` is each stream's bucket shape; `flags_padding` adds `__pad__` to every batch.
+    `shapes` is each stream's bucket shape; `flags_padding` adds `__pad__` to every sample.
     """
 
     orders: tuple[StreamOrder, ...]
@@ -83,15 +83,7 @@ class BatchPlan:
 
     def rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch of its stream) of each draw."""
-        if len(self.orders) == 1:
-            return self.orders[0].rows(draws.draws)
-        rows, epochs = np.empty_like(draws.draws), np.empty_like(draws.draws)
-        for stream in range(int(draws.streams.min()), int(draws.streams.max()) + 1):
-            mine = draws.streams == stream
-            if not mine.any():
-                continue
-            rows[mine], epochs[mine] = self.orders[stream].rows(draws.draws[mine])
-        return rows, epochs
+        return rows_of(self.orders, draws.streams, draws.draws)
 
 
 @dataclass(frozen=True)
@@ -115,48 +107,55 @@ class BatchMaker:
 
         Raises StorageError when a store or disk fails, or, with `on_corrupt="raise"`, when a sample is corrupt.
         """
-        draws = self._plan.draws(ticket)
-        rows, epochs = self._plan.rows(draws)
-        value, faults = self._made(draws.streams, rows, epochs.tolist(), self._plan.shapes[ticket.streams[0]])
-        if isinstance(value, dict):
-            value["__replaced__"] = (
-                np.isin(rows, [fault.row for fault in faults]) if faults else np.zeros(len(rows), dtype=np.bool_)
-            )
-            if self._plan.flags_padding:
-                value["__pad__"] = draws.padding
-        return Batch(value, tuple(faults))
-
-    def _made(
-        self, streams: NDArray[np.int64], rows: NDArray[np.int64], epochs: list[int], shape: Shape | None
-    ) -> tuple[Any, list[Fault]]:
         plan = self._plan
+        draws = plan.draws(ticket)
+        rows, epochs = plan.rows(draws)
+        shape = plan.shapes[ticket.streams[0]]
         raws = self._reader.read(rows)
         if plan.maker.is_plain and plan.collate_fn is None and shape is None:
             sound = [raw for raw in raws if isinstance(raw, Raw)]
             try:
                 if len(sound) == len(raws):
-                    return plan.maker.columns(sound, epochs), []
+                    return Batch(plan.maker.columns(sound, epochs, draws.padding if plan.flags_padding else None))
             except CorruptObject:
                 pass  # found again below, by sample
+        values, faults = self._samples(draws, rows, epochs, raws, shape)
+        return Batch((plan.collate_fn or collate)(values), tuple(faults))
+
+    def _samples(
+        self,
+        draws: Draws,
+        rows: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        raws: Sequence[Raw | StorageError],
+        shape: Shape | None,
+    ) -> tuple[list[Any], list[Fault]]:
         faults: list[Fault] = []
         values = []
-        for stream, row, raw, epoch in zip(streams.tolist(), rows.tolist(), raws, epochs, strict=True):
+        pads = draws.padding.tolist() if self._plan.flags_padding else [None] * len(raws)
+        for stream, row, epoch, raw, pad in zip(
+            draws.streams.tolist(), rows.tolist(), epochs.tolist(), raws, pads, strict=True
+        ):
             try:
-                values.append(self._sample(raw, epoch, shape))
+                values.append(self._sample(raw, epoch, shape, pad))
             except CorruptObject as error:
-                if plan.on_corrupt == "raise":
+                if self._plan.on_corrupt == "raise":
                     raise
-                replacement, value = self._reserve(stream, row, epoch, shape, error)
+                replacement, value = self._reserve(stream, row, epoch, shape, pad, error)
                 faults.append(Fault(row, str(error), replacement))
                 values.append(value)
-        return (plan.collate_fn or collate)(values), faults
+        return values, faults
 
-    def _sample(self, raw: Raw | StorageError, epoch: int, shape: Shape | None) -> Any:
+    def _sample(
+        self, raw: Raw | StorageError, epoch: int, shape: Shape | None, pad: bool | None, replaced: bool = False
+    ) -> Any:
         if isinstance(raw, StorageError):
             raise raw
-        return self._plan.maker.sample(raw, epoch, shape)
+        return self._plan.maker.sample(raw, epoch, shape, replaced=replaced, pad=pad)
 
-    def _reserve(self, stream: int, row: int, epoch: int, shape: Shape | None, fault: CorruptObject) -> tuple[int, Any]:
+    def _reserve(
+        self, stream: int, row: int, epoch: int, shape: Shape | None, pad: bool | None, fault: CorruptObject
+    ) -> tuple[int, Any]:
         """(row, sample) in place of a corrupt row: of its own stream, and the same whoever asks."""
         order = self._plan.orders[stream]
         for attempt in range(_RESERVES):
@@ -164,7 +163,7 @@ class BatchMaker:
             replacement = order.row_at(place)
             (raw,) = self._reader.read(np.array([replacement]))
             try:
-                return replacement, self._sample(raw, epoch, shape)
+                return replacement, self._sample(raw, epoch, shape, pad, replaced=True)
             except CorruptObject:
                 continue
         raise CorruptObject(

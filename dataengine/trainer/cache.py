@@ -90,7 +90,7 @@ class Cache:
         return content
 
     def _store(self, file: Path, content: bytes) -> None:
-        """Keep a block, unless the disk is full: a cache that cannot write is slow, not broken."""
+        """Keep a block. Raises StorageError when the disk is full or refuses."""
         try:
             with self._locked() as usage:
                 used = int(usage.read_bytes() or b"0") if usage.exists() else self._used()

@@ -44,5 +44,6 @@ def pinned(batch: Any) -> Any:
     if isinstance(batch, dict):
         return {name: pinned(value) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(pinned(value) for value in batch)
+        values = [pinned(value) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch.pin_memory() if hasattr(batch, "pin_memory") else batch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,16 +22,19 @@ from dataengine.trainer.fetch import Patience
 from dataengine.trainer.index import load_shards
 from dataengine.trainer.manifest import open_version
 from dataengine.trainer.mixture import Mixture, Repeats
-from dataengine.trainer.order import Order, StreamOrder
+from dataengine.trainer.order import Order, StreamOrder, rows_of
 from dataengine.trainer.reader import MEMBERS, SampleReader, Source
 from dataengine.trainer.samples import SampleMaker
 from dataengine.trainer.view import Asked, Split, View, build_view
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _READ_AHEAD = 64  # samples that iterating reads at once
 
 
 class ShardDataset:
-    """Samples of a published dataset: dicts of `__key__`, `__source__`, `__shard__`, `__epoch__` and parts.
+    """Samples of a published dataset: dicts of parts beside `__key__`, `__source__`, `__shard__` and other marks.
 
     `manifest` is a manifest.json, a version folder or a dataset folder (its latest version). Opening reads
     shards.parquet, and columns of the samples table only where `where`, `mixture.where`, `buckets` or repeats ask for
@@ -101,22 +104,27 @@ class ShardDataset:
         wanted = np.where(wanted < 0, wanted + len(self), wanted)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"index beyond {len(self)} samples")
-        stream = np.searchsorted(self._bounds, wanted, side="right") - 1
-        rows = np.empty_like(wanted)
-        for number in np.unique(stream).tolist():
-            mine = stream == number
-            rows[mine], _ = self._natural[number].rows(wanted[mine] - self._bounds[number])
-        samples = []
-        for number, raw in zip(stream.tolist(), self._reader.read(rows), strict=True):
-            if isinstance(raw, StorageError):
-                raise raw
-            samples.append(self.maker.sample(raw, 0, self.shapes[number]))
-        return samples
+        streams = np.searchsorted(self._bounds, wanted, side="right") - 1
+        return self.samples(self._natural, streams, wanted - self._bounds[streams])
 
     def __iter__(self) -> Iterator[Any]:
         """Every sample of the view once, in its order. For training use `DataLoader`."""
         for begin in range(0, len(self), _READ_AHEAD):
             yield from self.__getitems__(range(begin, min(begin + _READ_AHEAD, len(self))))
+
+    def samples(self, orders: Sequence[StreamOrder], streams: NDArray[np.int64], draws: NDArray[np.int64]) -> list[Any]:
+        """The samples of `draws`, int64, of the streams that `streams` numbers, in the `orders` of all streams.
+
+        Raises CorruptObject or MissingObject for bad storage: nothing is replaced here.
+        """
+        rows, epochs = rows_of(orders, streams, draws)
+        shapes = self.shapes
+        samples = []
+        for stream, epoch, raw in zip(streams.tolist(), epochs.tolist(), self._reader.read(rows), strict=True):
+            if isinstance(raw, StorageError):
+                raise raw
+            samples.append(self.maker.sample(raw, epoch, shapes[stream]))
+        return samples
 
     @property
     def shapes(self) -> tuple[tuple[int, int] | None, ...]:
@@ -137,7 +145,7 @@ class ShardDataset:
         return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "_natural", "_bounds")}
 
     @cached_property
-    def _bounds(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _bounds(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(stream.chunks.num_rows for stream in self.view.streams)])
 
     @cached_property

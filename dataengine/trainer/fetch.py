@@ -58,6 +58,7 @@ class Fetcher:
         self._reads = ThreadPoolExecutor(2 * parallel, thread_name_prefix="dataengine-read")
         self._runs = ThreadPoolExecutor(parallel, thread_name_prefix="dataengine-fetch")
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._sizes: dict[str, int] = {}
 
     def entries(self, ranges: Sequence[Range]) -> list[bytes | StorageError]:
         """Small ranges of index files, read and remembered in blocks of 1 KiB and the entry that follows."""
@@ -115,9 +116,12 @@ class Fetcher:
 
     def _load_block(self, path: str, number: int) -> bytes:
         """One block and the first entry of the next, or what the index has of it."""
-        size = self._attempt(lambda: self._root.size(path), f"size of {path}")
+        size = self._sizes.get(path)
         if size is None:
-            raise MissingObject(f"{self._root.address(path)}: no such object; copy the shard again")
+            size = self._attempt(lambda: self._root.size(path), f"size of {path}")
+            if size is None:
+                raise MissingObject(f"{self._root.address(path)}: no such object; copy the shard again")
+            self._sizes[path] = size
         begin = number * _ENTRY_BLOCK
         return self._read(path, begin, max(0, min(_ENTRY_BLOCK + 8, size - begin)))
 

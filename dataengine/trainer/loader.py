@@ -17,7 +17,7 @@ from dataengine.trainer.collate import pinned
 from dataengine.trainer.dataset import ShardDataset
 from dataengine.trainer.plan import Plan
 from dataengine.trainer.position import Position, load, save
-from dataengine.trainer.ranks import rank_and_world_size
+from dataengine.trainer.ranks import check_batches, rank_and_world_size
 from dataengine.trainer.schedule import Point, Schedule, Tail
 from dataengine.trainer.workers import NoWorkers, Pool, Processes, Threads
 
@@ -28,20 +28,20 @@ class DataLoader:
     """Iterates a rank's part of each global batch, from the current position to the end of the epoch, then the next.
 
     `global_batch_size` counts samples over all ranks; ranks must divide it. A batch is a dict of columns (arrays where
-    samples stack, lists otherwise) with `__replaced__` telling which samples stand in for corrupt ones; a `transform`
-    that gives something else gives batches of that, and `collate_fn` gets the list of samples.
+    samples stack, lists otherwise); a `transform` that gives something else gives batches of that. `collate_fn` gets
+    the list of samples, and what it makes is handed over as it is.
 
     `tail`: `carry` fills an epoch's last batch up from the next epoch, so that every sample is drawn exactly once per
-    epoch and every batch is full; `drop` leaves the rest out; `pad` repeats samples and marks them in `__pad__`.
+    epoch and every batch is full; `drop` leaves the rest out; `pad` repeats samples, whose `__pad__` is true.
 
     Workers are processes (batches come through shared memory) or, with `workers="thread"`, threads: cheaper for bytes
     and latents, and as fast for pictures, because decoders release the interpreter. Each makes `prefetch_batches`
-    ahead.
-    A worker that dies is started again, up to `max_restarts` times between two batches; a batch that is not made within
-    `timeout_seconds` is an error. With `persistent_workers` they outlive the epoch.
+    ahead. A worker that dies is started again, up to `max_restarts` times between two batches; a batch that is not made
+    within `timeout_seconds` is an error. With `persistent_workers` they outlive the epoch.
 
-    A corrupt sample is replaced by a reserve of its own stream, the same on every run, flagged, logged and kept in
-    `skipped`; after `max_skipped` of them on a rank, or at once with `on_corrupt="raise"`, it is an error.
+    A corrupt sample is replaced by a reserve of its own stream, the same on every run, whose `__replaced__` is true; it
+    is logged and kept in `skipped`. After `max_skipped` of them on a rank, or at once with `on_corrupt="raise"`, it is
+    an error.
 
     Rank and world size are taken from the arguments (for tensor or pipeline parallelism: of the data-parallel group),
     else torch.distributed, else RANK and WORLD_SIZE. Raises ConfigError for arguments that do not fit each other.
@@ -190,8 +190,8 @@ class DataLoader:
 
     def _note(self, batch: Batch) -> None:
         for fault in batch.faults:
-            _LOG.warning("rank %d: row %d replaced by row %d: %s", *self._rank_and_world_size()[:1], fault.row,
-                         fault.replacement, fault.error)  # fmt: skip
+            rank = self._rank_and_world_size()[0]
+            _LOG.warning("rank %d: row %d replaced by row %d: %s", rank, fault.row, fault.replacement, fault.error)
         self.skipped += batch.faults
         if len(self.skipped) > self._max_skipped:
             raise CorruptObject(
@@ -234,17 +234,7 @@ class DataLoader:
 
     def _check_world(self) -> None:
         world_size = self._rank_and_world_size()[1]
-        sizes = sorted({group.batch for group in self._schedule.groups})
-        wrong = [size for size in sizes if size % world_size]
-        if wrong:
-            divisors = [ranks for ranks in range(1, min(sizes) + 1) if not any(size % ranks for size in sizes)]
-            below = [ranks for ranks in divisors if ranks < world_size][-3:]
-            above = [ranks for ranks in divisors if ranks > world_size][:3]
-            raise ConfigError(
-                f"{world_size} ranks do not divide a global batch of {wrong[0]}; near that, {below + above} do, and "
-                f"batches of {wrong[0] // world_size * world_size or world_size} or "
-                f"{(wrong[0] // world_size + 1) * world_size} would"
-            )
+        check_batches([group.batch for group in self._schedule.groups], world_size)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return rank_and_world_size(*self._place)

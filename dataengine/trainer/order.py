@@ -21,6 +21,8 @@ from dataengine.trainer.chunks import CHUNK_ROWS, Chunks
 from dataengine.trainer.shuffle import mixed, permuted, philox_permutation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 WINDOW_ROWS = 4 * CHUNK_ROWS
@@ -142,3 +144,16 @@ class StreamOrder:
         keys = mixed(lane.astype(np.uint64), window.astype(np.uint64)) ^ key
         shuffled = permuted(within.astype(np.uint64), lengths, keys).astype(np.int64)
         return lane * lane_rows + window * WINDOW_ROWS + shuffled
+
+
+def rows_of(
+    orders: Sequence[StreamOrder], streams: NDArray[np.int64], draws: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(row, epoch of its stream) of each of `draws`; `streams` numbers the stream of each: all int64, of one length."""
+    if len(orders) == 1:
+        return orders[0].rows(draws)
+    rows, epochs = np.empty_like(draws), np.empty_like(draws)
+    for stream in np.unique(streams).tolist():
+        mine = streams == stream
+        rows[mine], epochs[mine] = orders[stream].rows(draws[mine])
+    return rows, epochs

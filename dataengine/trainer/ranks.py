@@ -1,10 +1,10 @@
-"""Tells which of how many training processes this is, from torch.distributed or the environment."""
+"""Which of how many training processes this is, by torch.distributed or the environment; whether batches divide."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from dataengine.errors import ConfigError
 
@@ -24,6 +24,20 @@ def rank_and_world_size(
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank={rank}, world_size={world_size}: wanted 0 <= rank < world_size")
     return rank, world_size
+
+
+def check_batches(sizes: Collection[int], world_size: int) -> None:
+    """Raises ConfigError, naming sizes and ranks that fit, when `world_size` does not divide all global batches."""
+    wrong = [size for size in sorted(sizes) if size % world_size]
+    if wrong:
+        divisors = [ranks for ranks in range(1, min(sizes) + 1) if not any(size % ranks for size in sizes)]
+        below = [ranks for ranks in divisors if ranks < world_size][-3:]
+        above = [ranks for ranks in divisors if ranks > world_size][:3]
+        raise ConfigError(
+            f"{world_size} ranks do not divide a global batch of {wrong[0]}; near that, {below + above} do, and "
+            f"batches of {wrong[0] // world_size * world_size or world_size} or "
+            f"{(wrong[0] // world_size + 1) * world_size} would"
+        )
 
 
 def _distributed() -> tuple[int, int] | None:

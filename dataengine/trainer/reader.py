@@ -6,14 +6,15 @@ and replaces nothing.
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
-from dataengine.errors import CorruptObject, StorageError
+from dataengine.errors import ConfigError, CorruptObject, StorageError
 from dataengine.storage.store import Root
 from dataengine.trainer.cache import Cache
 from dataengine.trainer.fetch import Fetcher, Patience
@@ -53,6 +54,11 @@ class Source:
     check_hashes: bool = False
     patience: Patience = field(default_factory=Patience)
     cache: Cache | None = None
+    process: int = field(default_factory=os.getpid)
+    """That which opened it, or was sent it: a client of an object store works there alone."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, process=os.getpid())
 
     def folders(self) -> dict[str, str | None]:
         """Each set of tars to open: its part, or MAIN for the dataset's own, and the folder if not its own."""
@@ -67,11 +73,21 @@ class SampleReader:
         self._source = source
         self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
         self._is_plain = tuple(self._sets) == (MAIN,) and not source.check_hashes
+        self._is_remote = not source.version.is_local
         self._wanted = frozenset(source.parts)
         self._hashes = Hashes(source.version, source.shards) if source.check_hashes else None
 
     def read(self, rows: NDArray[np.int64]) -> list[Raw | StorageError]:
-        """Each row's sample, or what is wrong with it, in the order asked for."""
+        """Each row's sample, or what is wrong with it, in the order asked for.
+
+        Raises ConfigError in a fork of the process that opened an object store: the client's threads are not in it, and
+        it would wait for ever.
+        """
+        if self._is_remote and self._source.process != os.getpid():
+            raise ConfigError(
+                f"{self._source.version.root.url}: read in a forked process, which an object store's client does not "
+                "survive; give the loader multiprocessing_context='forkserver'"
+            )
         shards, places = (numbers.tolist() for numbers in self._source.shards.locate(rows))
         asked = list(zip(shards, places, strict=True))
         found: list[Raw | StorageError] = []

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -22,6 +22,9 @@ from dataengine.trainer.collate import stack
 from dataengine.trainer.decode import Decode, decode_record, decoder
 from dataengine.trainer.index import Shards
 from dataengine.trainer.reader import Raw
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Sample = dict[str, Any]
 
@@ -57,15 +60,23 @@ class SampleMaker:
         needed = [one for one in parameters if one.default is one.empty and one.kind in _POSITIONAL]
         return len(needed) >= 2
 
-    def sample(self, raw: Raw, epoch: int, shape: Shape | None = None) -> Any:
-        """One sample as the user gets it; `shape` is its bucket's. Raises CorruptObject if a member does not decode."""
+    def sample(
+        self, raw: Raw, epoch: int, shape: Shape | None = None, *, replaced: bool = False, pad: bool | None = None
+    ) -> Any:
+        """One sample as the user gets it; `shape` is its bucket's. Raises CorruptObject if a member does not decode.
+
+        `replaced` says that it stands in for a corrupt one, `pad`, where batches are padded, that it fills one up.
+        """
         shard = self.shards.shards[raw.shard]
         sample: Sample = {
             "__key__": raw.key,
             "__source__": shard.source,
             "__shard__": shard.name,
             "__epoch__": epoch,
+            "__replaced__": replaced,
         }
+        if pad is not None:
+            sample["__pad__"] = pad
         try:
             for part in self.parts:
                 decode = decoder(part, self.decode)
@@ -91,15 +102,20 @@ class SampleMaker:
         """Whether `columns` can make whole columns: members only, decoded or not."""
         return self.transform is None and self.caption is None
 
-    def columns(self, raws: Sequence[Raw], epochs: Sequence[int]) -> dict[str, Any]:
+    def columns(
+        self, raws: Sequence[Raw], epochs: NDArray[np.int64], padding: NDArray[np.bool_] | None
+    ) -> dict[str, Any]:
         """The batch that collated `sample`s would be, without a dict for each. Raises CorruptObject like `sample`."""
         shards = self.shards.shards
         batch: dict[str, Any] = {
             "__key__": [raw.key for raw in raws],
             "__source__": [shards[raw.shard].source for raw in raws],
             "__shard__": [shards[raw.shard].name for raw in raws],
-            "__epoch__": np.array(epochs),
+            "__epoch__": epochs,
+            "__replaced__": np.zeros(len(raws), dtype=np.bool_),
         }
+        if padding is not None:
+            batch["__pad__"] = padding
         for part in self.parts:
             decode = decoder(part, self.decode)
             members = [raw.members[part] for raw in raws]

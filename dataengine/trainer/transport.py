@@ -111,7 +111,7 @@ class _Packer:
 
     def pack(self, value: Any) -> Any:
         """`value` with what is large replaced by where it will lie."""
-        if isinstance(value, dict):
+        if type(value) is dict:  # as tuples, a kind of one's own comes back as it was
             return {name: self.pack(of) for name, of in value.items()}
         if type(value) is tuple:
             return tuple(self.pack(of) for of in value)
@@ -152,7 +152,7 @@ def _unpack(value: Any, memory: mmap.mmap) -> Any:
             found.append(memory[begin : begin + size])
             begin += size
         return found
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {name: _unpack(of, memory) for name, of in value.items()}
     if type(value) is tuple:
         return tuple(_unpack(of, memory) for of in value)

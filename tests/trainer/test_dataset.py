@@ -48,7 +48,7 @@ def test_a_sample_holds_what_the_tar_holds(published: Path) -> None:
 
 def test_parts_and_transform(published: Path) -> None:
     dataset = ShardDataset(published, parts=("txt",), transform=sorted)
-    assert dataset[0] == ["__epoch__", "__key__", "__shard__", "__source__", "txt"]
+    assert dataset[0] == ["__epoch__", "__key__", "__replaced__", "__shard__", "__source__", "txt"]
     raw = ShardDataset(published, parts=("json", "image"), decode="bytes")[3]
     assert raw["image"][:2] == b"\xff\xd8"
     assert json.loads(raw["json"])["key"] == raw["__key__"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,8 @@ def test_tails(many: Path, world_size: int) -> None:
     ]
     assert sorted(real) == sorted(row["key"] for row in read_rows(many))
     assert {len(batch["__key__"]) for rank in padded for batch in rank} == {64 // world_size}
+    (loader,) = ranks_of(dataset, 1, batch=64, tail="pad", collate_fn=list)
+    assert [sum(sample["__pad__"] for sample in samples) for samples in loader] == [0, 0, 42]
     (loader,) = ranks_of(dataset, 1, batch=64, tail="pad")
     assert [len(list(loader)), len(list(loader)), loader.epoch, len(loader)] == [3, 3, 2, 3]
 
@@ -313,6 +315,8 @@ def test_a_corrupt_sample_is_replaced_flagged_and_told(
         assert flags.sum() == len(loader.skipped) == 1
         assert bad in loader.skipped[0].error
         replacements.add(keys[int(np.flatnonzero(flags)[0])])
+        told = DataLoader(dataset, global_batch_size=10, num_workers=num_workers, collate_fn=list)
+        replacements |= {sample["__key__"] for samples in told for sample in samples if sample["__replaced__"]}
     assert len(replacements) == 1
     assert f"key {bad}" in caplog.text
     with pytest.raises(CorruptObject, match=bad):
@@ -339,6 +343,9 @@ def test_transforms_and_collate(many: Path) -> None:
     arrays, texts = next(iter(DataLoader(pairs, global_batch_size=6, num_workers=1)))
     assert (arrays.shape, arrays.dtype, len(texts)) == ((6, 4), np.float32, 6)
     assert len(next(iter(DataLoader(dataset_of(many), global_batch_size=6, collate_fn=tuple)))) == 6
+    own = {"texts": 6}
+    assert list(DataLoader(dataset_of(many), global_batch_size=75, tail="pad", collate_fn=lambda _: own)) == [own, own]
+    assert own == {"texts": 6}
     raw = next(iter(DataLoader(dataset_of(many, decode="bytes"), global_batch_size=6, num_workers=1)))
     assert all(isinstance(text, bytes) for text in raw["txt"])
 
@@ -354,6 +361,10 @@ def test_large_arrays_come_through_shared_memory_and_stay(many: Path) -> None:
         assert torch.equal(ours["tensor"], theirs["tensor"])
         assert ours["text"] == theirs["text"]
         theirs["noise"][0] = 0
+    own = DataLoader(dataset, global_batch_size=10, num_workers=1, collate_fn=lambda samples: OrderedDict(samples[0]))
+    batch = next(iter(own))
+    assert type(batch) is OrderedDict
+    assert batch["noise"].shape == (40, 50)
 
 
 @pytest.mark.parametrize(("num_workers", "kind"), WORKERS[1:])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dataengine.errors import ConfigError, MissingObject, StorageError
 from dataengine.storage.store import Root
@@ -138,6 +139,21 @@ def test_a_missing_shard_and_a_silent_store_are_errors(remote: tuple[str, Path],
         (silent,) = fetcher.ranges([("alpha/alpha-000000.tar", 0, 5)], [None])
     assert isinstance(silent, StorageError)
     assert "no answer within 0.2 s (2 tries)" in str(silent)
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_torchs_loader_forks_no_client(remote: tuple[str, Path], s3_server: dict[str, str], touched: bool) -> None:
+    """A fork would wait for ever for threads that it does not have."""
+    address, _ = remote
+    dataset: Any = ShardDataset(address, parts=("txt",), storage_options=s3_server)
+    if touched:
+        dataset[0]
+    options: dict[str, Any] = {"num_workers": 1, "collate_fn": list, "timeout": 60}
+    forked = torch.utils.data.DataLoader(dataset, 100, multiprocessing_context="fork", **options)
+    with pytest.raises(ConfigError, match="multiprocessing_context='forkserver'"):
+        next(iter(forked))
+    served = torch.utils.data.DataLoader(dataset, 100, multiprocessing_context="forkserver", **options)
+    assert [len(samples) for samples in served] == [100, 100, 100]
 
 
 def test_rows_by_condition_come_from_the_store(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:

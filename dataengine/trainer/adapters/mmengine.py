@@ -77,15 +77,14 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     def __init__(
         self,
         runner: Any,
-        dataloader: Mapping[str, Any] | DataLoader | Stream,
+        dataloader: Mapping[str, Any] | DataLoader,
         max_iters: int | None = None,
         max_epochs: int | None = None,
         **kwargs: Any,
     ) -> None:
         if (max_iters is None) == (max_epochs is None):
             raise ConfigError(f"ResumableTrainLoop: max_iters={max_iters}, max_epochs={max_epochs}; wanted one of them")
-        loader = build_loader(dataloader) if isinstance(dataloader, Mapping) else dataloader
-        stream = loader if isinstance(loader, Stream) else Stream(loader)
+        stream = Stream(build_loader(dataloader) if isinstance(dataloader, Mapping) else dataloader)
         iterations = max_iters if max_iters is not None else (max_epochs or 0) * len(stream)
         super().__init__(runner, stream, iterations, **kwargs)
         self._stream = stream

@@ -88,7 +88,7 @@ class OpenUniSample:
 
     def _pixels(self, picture: Any) -> torch.Tensor:
         resized = np.asarray(picture.resize((self.image_size, self.image_size)), dtype=np.float32)
-        return _tensor(np.ascontiguousarray((resized / 127.5 - 1).transpose(2, 0, 1)))
+        return _tensor((resized / 127.5 - 1).transpose(2, 0, 1))
 
 
 def _square(picture: Any, rng: np.random.Generator) -> Any:
@@ -101,4 +101,4 @@ def _square(picture: Any, rng: np.random.Generator) -> Any:
 def _tensor(array: Any) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(np.array(array))  # a copy: what was read may not be written to
+    return torch.from_numpy(np.array(array, order="C"))  # a copy: what was read may not be written to

@@ -17,9 +17,8 @@ class Stream:
     """`loader`, cut into epochs of `len(stream)` batches: as many as its first epoch has.
 
     An iteration goes on where the stream stands, to the end of such an epoch; `endless` never ends. There is no
-    `set_epoch`, since a loop's idea of the epoch must not move the position. Loops call models with a batch's entries
-    as arguments, so those that the reader adds (`__key__`, `__replaced__`) are left out; `loader.skipped` tells of
-    corrupt samples, and a `collate_fn` may keep keys under another name.
+    `set_epoch`, since a loop's idea of the epoch must not move the position. Loops mostly call models with a batch's
+    entries as arguments: let a `transform` or `collate_fn` make those that the model takes, and no others.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -55,11 +54,4 @@ class Stream:
 
     def _endless(self) -> Iterator[Any]:
         while True:
-            for batch in self.loader:
-                yield _asked_for(batch)
-
-
-def _asked_for(batch: Any) -> Any:
-    if not isinstance(batch, dict):
-        return batch
-    return {name: value for name, value in batch.items() if not str(name).startswith("__")}
+            yield from self.loader

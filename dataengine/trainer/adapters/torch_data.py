@@ -7,19 +7,16 @@ The same batches as `dataengine.trainer.DataLoader` makes, from the same order. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from dataengine.errors import ConfigError, InputError, StorageError
+from dataengine.errors import InputError
 from dataengine.trainer.batches import BatchMaker, BatchPlan
 from dataengine.trainer.dataset import ShardDataset
 from dataengine.trainer.position import Position, load, save
-from dataengine.trainer.ranks import rank_and_world_size
-from dataengine.trainer.reader import SampleReader
+from dataengine.trainer.ranks import check_batches, rank_and_world_size
 from dataengine.trainer.schedule import Point, Schedule, Tail
 
 Draw = tuple[int, int]
@@ -35,9 +32,7 @@ class _Place:
         rank, world_size = rank_and_world_size(rank, world_size)
         self.dataset, self.tail = dataset, tail
         self.schedule: Schedule = dataset.view.schedule(global_batch_size, tail)
-        wrong = [group.batch for group in self.schedule.groups if group.batch % world_size]
-        if wrong:
-            raise ConfigError(f"{world_size} ranks do not divide a global batch of {wrong[0]}")
+        check_batches([group.batch for group in self.schedule.groups], world_size)
         self.position = Position(self.schedule.start(), global_batch_size)
         self.plan = BatchPlan(
             orders=dataset.orders(global_batch_size, carried=tail == "carry"),
@@ -139,30 +134,7 @@ class DrawDataset(Dataset[Any]):
     def __getitems__(self, draws: Sequence[Draw]) -> list[Any]:
         """The samples of a batch of draws, by one call: reads are joined."""
         streams, numbers = np.array(draws, dtype=np.int64).reshape(-1, 2).T
-        rows, epochs = np.empty_like(numbers), np.empty_like(numbers)
-        for stream in np.unique(streams).tolist():
-            mine = streams == stream
-            rows[mine], epochs[mine] = self._orders[stream].rows(numbers[mine])
-        samples = []
-        for stream, epoch, raw in zip(streams.tolist(), epochs.tolist(), self._reader.read(rows), strict=True):
-            if isinstance(raw, StorageError):
-                raise raw
-            samples.append(self._dataset.maker.sample(raw, epoch, self._dataset.shapes[stream]))
-        return samples
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
-
-    @cached_property
-    def _reader(self) -> SampleReader:
-        return SampleReader(self._dataset.source)
-
-
-@dataclass
-class _Pass:
-    """One iteration over an epoch: the step that it began at, whose batch is the first worker's."""
-
-    begin: int
+        return self._dataset.samples(self._orders, streams, numbers)
 
 
 class BatchDataset(IterableDataset[Any]):
@@ -184,7 +156,7 @@ class BatchDataset(IterableDataset[Any]):
         world_size: int | None = None,
     ) -> None:
         self._place = _Place(dataset, global_batch_size, tail, rank, world_size)
-        self._pass: _Pass | None = None
+        self._begin: int | None = None  # step that an iteration under way began at: its batch is the first worker's
 
     def __len__(self) -> int:
         """Batches of the current epoch."""
@@ -194,14 +166,13 @@ class BatchDataset(IterableDataset[Any]):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         place, epoch, maker = self._place, self._place.epoch, BatchMaker(self._place.plan)
-        begin = place.position.point.step if self._pass is None else self._pass.begin
-        self._pass = _Pass(begin)
+        begin = self._begin = place.position.point.step if self._begin is None else self._begin
         while place.epoch == epoch:
             ticket, after = place.schedule.step(place.position.point)
             place.go(after)
             if (ticket.step - begin) % workers == number:
                 yield maker.make(ticket).value
-        self._pass = None
+        self._begin = None
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a position inside it stays."""
@@ -209,9 +180,9 @@ class BatchDataset(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this worker, and where its iteration began."""
-        return {"position": self._place.state_dict(), "begin": None if self._pass is None else self._pass.begin}
+        return {"position": self._place.state_dict(), "begin": self._begin}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position. Raises InputError when it is of another view or batch size."""
         self._place.load_state_dict(state["position"])
-        self._pass = None if state["begin"] is None else _Pass(int(state["begin"]))
+        self._begin = state["begin"]

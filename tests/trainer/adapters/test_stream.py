@@ -40,7 +40,14 @@ def test_a_position_is_gone_on_from_to_the_end_of_the_epoch(published: Path) -> 
     assert [batch["txt"] for batch in first] == whole[7:]
 
 
-def test_models_are_fed_what_they_asked_for(published: Path) -> None:
-    """Loops call models with a batch's entries as arguments: names that the reader adds must not be among them."""
-    found = stream(published)
-    assert [list(batch) for batch in found] == [["txt"]] * len(found)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_models_are_fed_what_transform_and_collate_made(workers: int, published: Path) -> None:
+    """Loops call models with a batch's entries as arguments: the reader adds none."""
+    plain = ShardDataset(published, parts=("txt",))
+    for dataset, collate in (
+        (ShardDataset(published, parts=("txt",), transform=lambda sample: {"text": sample["txt"]}), None),
+        (plain, lambda samples: {"text": [sample["txt"] for sample in samples]}),
+    ):
+        loader = DataLoader(dataset, global_batch_size=4, num_workers=workers, workers="thread", collate_fn=collate)
+        assert [list(batch) for batch in Stream(loader)] == [["text"]] * 5
+    assert "__key__" in next(iter(Stream(DataLoader(plain, global_batch_size=4))))
