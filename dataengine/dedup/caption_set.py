@@ -6,7 +6,6 @@ It is signed as one config says, and a run of that config drops what copies it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
@@ -36,9 +35,10 @@ def read_captions(root: Root, address: str, column: str) -> pa.ChunkedArray:
     content = root.get(address)
     if not address.endswith(".parquet"):
         try:
-            return pa.chunked_array([pa.array(content.decode("utf-8-sig").splitlines(), pa.string())])
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{address}: not UTF-8 text at byte {error.start}; give lines of UTF-8") from error
+        return pa.chunked_array([pa.array(_lines(text), pa.string())])
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         if column not in file.schema_arrow.names:
@@ -47,6 +47,11 @@ def read_captions(root: Root, address: str, column: str) -> pa.ChunkedArray:
         return file.read([column]).column(column).cast(pa.string())
     except pa.ArrowException as error:
         raise InputError(f"{address}: not a Parquet file with strings in {column!r}: {error}") from error
+
+
+def _lines(text: str) -> list[str]:
+    """As editors number them: `str.splitlines` would also end a line at U+2028, U+0085 and the like."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def write_caption_set(root: Root, folder: str, captions: pa.ChunkedArray, spec: SignatureSpec) -> int:
@@ -68,7 +73,6 @@ def write_caption_set(root: Root, folder: str, captions: pa.ChunkedArray, spec: 
         "name": folder.rstrip("/").rpartition("/")[2],
         "version": 1,
         "num_captions": len(chosen),
-        "sha256": hashlib.sha256("\n".join(chosen.column("caption").to_pylist()).encode()).hexdigest(),
         "captions": {"spec": spec.to_json(), "parts": [part]},
     }
     root.put(f"{folder}/manifest.json", json.dumps(manifest, indent=2, sort_keys=True).encode())
