@@ -17,6 +17,7 @@ from dataengine.dedup.routed import from_binary
 from dataengine.errors import ConfigError, CorruptObject, InputError, MissingObject
 from dataengine.storage.slices import SlicedObject, batch_slices, put_slices, record_slices
 from dataengine.storage.store import Root
+from dataengine.storage.takedowns import RETIRED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,7 +54,7 @@ def fingerprints(root: Root, addresses: tuple[str, ...]) -> dict[str, str]:
             raise InputError(
                 f"dedup.against: {root.address(address)}: no such manifest; name that of a published version"
             ) from error
-        if root.exists(f"{address.rpartition('/')[0]}/retired.json"):
+        if root.exists(f"{address.rpartition('/')[0]}/{RETIRED}"):
             raise InputError(f"dedup.against: {root.address(address)}: was retired; name a later version")
     return found
 

@@ -17,6 +17,8 @@ from dataengine.storage.store import Root
 
 TAKEDOWN = "takedown"
 """The reason of what is on one of them, and the rule that stands before all others where there are some."""
+RETIRED = "retired.json"
+"""Lies beside the manifest of a version whose files were deleted, and names the one to be read instead."""
 
 
 def standing_lists(root: Root) -> dict[str, str]:

@@ -17,11 +17,10 @@ from typing import Any
 
 from dataengine.errors import InputError, MissingObject
 from dataengine.storage.store import Root
+from dataengine.storage.takedowns import RETIRED
 
 FORMAT = "dataengine-dataset/1"
 MANIFEST = "manifest.json"
-RETIRED = "retired.json"
-"""Lies beside the manifest of a version whose files were deleted, and names the one to be read instead."""
 MAX_VERSION_GAP = 16  # numbers that were claimed and never published, in a row, before a search gives up
 _COUNTS = ("num_samples", "num_draws", "num_shards")
 

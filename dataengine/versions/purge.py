@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.errors import InputError
 from dataengine.storage.rundir import canonical_json
-from dataengine.trainer.manifest import RETIRED
+from dataengine.storage.takedowns import RETIRED
 from dataengine.versions.child import TakeDown
 from dataengine.versions.place import DatasetPlace
 from dataengine.versions.raw import RawPart, raw_parts, rewrite
