@@ -29,6 +29,7 @@ from dataengine.config.dedup import ImageDedupConfig
 from dataengine.contract import Machine, Step
 from dataengine.dedup.image_search import ImageEdges, MeasureRecall
 from dataengine.dedup.image_steps import Centroids, PlaceVectors, SampleVectors, VectorSource
+from dataengine.dedup.products import dots
 from dataengine.engine.board import Board
 from dataengine.engine.runner import Runner
 from dataengine.engine.serial import SerialExecutor
@@ -93,8 +94,9 @@ def dataengine(path: Path, folder: Path) -> tuple[Callable[[], None], Callable[[
         steps += [PlaceVectors(vectors, config, rung), ImageEdges(("web",), config, 0, rung)]
         steps += [MeasureRecall(("web",), config, rung)]
     _drive(folder, given)
-    for module in ("torch", "dataengine.dedup.kernels.dots"):
-        importlib.import_module(module)  # the engine does so where it needs them; imports are not counted
+    importlib.import_module("torch")  # imports are not counted, nor those that numba makes at its first call
+    one, first = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
+    dots(one, first, one, first)
     board: list[Board] = []
 
     def search() -> None:
