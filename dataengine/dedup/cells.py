@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dataengine.dedup.arrays import widened
-from dataengine.dedup.products import Products, worth_bfloat16
+from dataengine.dedup.products import Products, worth_int8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,14 +166,14 @@ class Cells:
     """Unit vectors [cells, dim]."""
 
     @property
-    def bfloat16(self) -> bool:
-        """Whether products in a search of so many cells are better made in bfloat16."""
-        return worth_bfloat16(len(self.centroids))
+    def int8(self) -> bool:
+        """Whether products in a search of so many cells are better made in 8-bit integers."""
+        return worth_int8(len(self.centroids))
 
     @cached_property
     def products(self) -> Products:
         """What multiplies rows with the centroids."""
-        return Products(self.centroids, self.bfloat16)
+        return Products(self.centroids, self.int8)
 
     @cached_property
     def widest(self) -> NDArray[np.float32]:
@@ -220,8 +220,8 @@ def place(units: NDArray[np.float32], cells: Cells, reach: float) -> Placement:
     block = max(1, _BLOCK_FLOATS // num_cells)
     for begin in range(0, len(units), block):
         here = units[begin : begin + block]
-        product = cells.products.of(here)
-        floor = product.max(axis=1) - (2 * cells.products.error + max(reach, 0.0) * cells.widest.max())
+        product, error = cells.products.of(here)
+        floor = product.max(axis=1) - (2 * error + max(reach, 0.0) * cells.widest.max())
         row, cell = np.divmod(np.flatnonzero(product >= floor[:, None]), num_cells)
         similarity = cells.products.of_pairs(here, row, cell, product)
         firsts = np.searchsorted(row, np.arange(len(here)))

@@ -16,7 +16,7 @@ from dataengine.config.dedup import ImageDedupConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, Step
 from dataengine.dedup.image_steps import VectorSource
 from dataengine.dedup.neighbours import ImageRows, against_edges
-from dataengine.dedup.products import worth_bfloat16
+from dataengine.dedup.products import worth_int8
 from dataengine.dedup.routed import flat
 from dataengine.schemas import EDGE, EVALUATION
 from dataengine.storage.rundir import Part
@@ -51,13 +51,13 @@ class AgainstEvaluation(Step):
         rows, speak = self.vectors.read(inputs)
         speakers = rows.take(np.flatnonzero(speak))
         axes = np.asarray(next(inputs.arrays("dedup/centroids", "axes")))
-        bfloat16 = worth_bfloat16(inputs.commits("dedup/centroids")[0].facts["num_cells"])
+        int8 = worth_int8(inputs.commits("dedup/centroids")[0].facts["num_cells"])
         tables = inputs.tables(self._sets, "evaluation", EVALUATION)
         found = [EDGE.empty()]
         for table, embeddings in zip(tables, inputs.arrays(self._sets, "embedding"), strict=True):
             images = ImageRows(flat(table.column("name")), embeddings, flat(table.column("phash")))
             sets = flat(table.column("set"))
-            found.append(against_edges(speakers, images, sets, self.config, axes, bfloat16))
+            found.append(against_edges(speakers, images, sets, self.config, axes, int8))
         edges = pa.concat_tables(found).sort_by([(name, "ascending") for name in EDGE.sorted_by])
         outputs.rows_in = len(speakers.keys)
         outputs.count({"contaminated": len(edges)})

@@ -19,7 +19,7 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Ste
 from dataengine.dedup.cells import bucket_cells
 from dataengine.dedup.image_steps import RECALL_FIRST, must_widen
 from dataengine.dedup.neighbours import Bucket, Looks, image_edges
-from dataengine.dedup.products import worth_bfloat16
+from dataengine.dedup.products import worth_int8
 from dataengine.dedup.recall import Recall, measure
 from dataengine.dedup.routed import KEYS, flat, image_rows, image_rows_schema, placed_rows_schema
 from dataengine.dedup.stage import bucket_plan
@@ -68,7 +68,7 @@ class ImageEdges(Step):
             table for step in _cells(self.sources, self.rung) for table in inputs.ranges(step, "placed", schema, number)
         )
         bucket = _bucket(pa.concat_tables([schema.empty(), *routed]))
-        found = image_edges(bucket, cells, self.rung, self.config, self.seed, worth_bfloat16(facts["num_cells"]))
+        found = image_edges(bucket, cells, self.rung, self.config, self.seed, worth_int8(facts["num_cells"]))
         outputs.rows_in = len(bucket.home)
         outputs.count(
             {

@@ -231,7 +231,7 @@ class PlaceVectors(Step):
             sample = image_rows(next(inputs.tables("dedup/centroids", "recall", schema)))
             axes = np.asarray(next(inputs.arrays("dedup/centroids", "axes")))
             speakers = rows.take(np.flatnonzero(speak))
-            outputs.table("true_pairs", EDGE, cross_edges(sample, speakers, self.config, axes, cells.bfloat16))
+            outputs.table("true_pairs", EDGE, cross_edges(sample, speakers, self.config, axes, cells.int8))
         table = self._placed(rows, placed, cells)
         buckets = bucket_cells(facts["bucket_starts"], facts["num_cells"])
         outputs.ranges("placed", placed_rows_schema(facts["dim"]), _routed(table, placed, speak, buckets))

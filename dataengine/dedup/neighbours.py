@@ -19,7 +19,7 @@ from dataengine.dedup.arrays import distinct, widened
 from dataengine.dedup.bounded import kept
 from dataengine.dedup.cells import unit_vectors
 from dataengine.dedup.edges import Pairs, edge_table
-from dataengine.dedup.products import BFLOAT16_ERROR, FLOAT32_ERROR, MAX_DOUBTFUL, Products, dots
+from dataengine.dedup.products import FLOAT32_ERROR, MAX_DOUBTFUL, Products, dots
 from dataengine.dedup.witness import NO_DISTANCE, Hashes, confirmed
 from dataengine.keys import draws
 
@@ -114,15 +114,15 @@ class ImageEdges:
 
 
 def image_edges(
-    bucket: Bucket, cells: range, rung: int, config: ImageDedupConfig, seed: int, bfloat16: bool = False
+    bucket: Bucket, cells: range, rung: int, config: ImageDedupConfig, seed: int, int8: bool = False
 ) -> ImageEdges:
     """The near-duplicate pairs that `cells` own at `rung`, out of the bucket's rows in any order.
 
     Rows that share a home are compared there, at rung 0. Rows of two homes meet where either looks into the other's;
-    of two such looks, the one of the lower rung, then cell, owns the pair. `bfloat16` makes it cheaper and changes
+    of two such looks, the one of the lower rung, then cell, owns the pair. `int8` makes it cheaper and changes
     nothing.
     """
-    search = _Search(bucket, rung, config, seed, bfloat16)
+    search = _Search(bucket, rung, config, seed, int8)
     found = [search.cell(cell) for cell in cells]
     pairs = Pairs.joined([item.pairs for item in found])
     bounded = distinct(np.concatenate([np.zeros(0, np.int64), *(item.bounded for item in found)]))
@@ -135,14 +135,14 @@ def cross_edges(
     rows: ImageRows,
     config: ImageDedupConfig,
     axes: NDArray[np.float32] | None = None,
-    bfloat16: bool = False,
+    int8: bool = False,
 ) -> pa.Table:
     """EDGE rows of the near-duplicate pairs of any sampled row with any of `rows`, confirmed; cells set aside.
 
-    `axes` (orthonormal, float32 [dim, axes]) and `bfloat16` make it cheaper and change nothing.
+    `axes` (orthonormal, float32 [dim, axes]) and `int8` make it cheaper and change nothing.
     """
     found = [Pairs.joined([])]
-    for left, right in _compared(sample.units, rows.units, axes, config, bfloat16):
+    for left, right in _compared(sample.units, rows.units, axes, config, int8):
         passed = confirmed(sample.hashes.distances(left, rows.hashes, right), config)
         pairs = _exact(sample, left[passed], rows, right[passed])
         found.append(pairs.where(pairs.similarity >= config.min_similarity))
@@ -155,14 +155,14 @@ def against_edges(
     datasets: pa.Array,
     config: ImageDedupConfig,
     axes: NDArray[np.float32] | None = None,
-    bfloat16: bool = False,
+    int8: bool = False,
 ) -> pa.Table:
     """EDGE rows of the near-duplicates of `rows` among the images of other datasets, named in `datasets`, row by row.
 
     Images that come without a perceptual hash, being given as embeddings, are matched without the second witness.
     """
     found = [Pairs.joined([])]
-    for left, right in _compared(rows.units, others.units, axes, config, bfloat16):
+    for left, right in _compared(rows.units, others.units, axes, config, int8):
         passed = confirmed(rows.hashes.distances(left, others.hashes, right), config) | ~others.hashes.known[right]
         pairs = _exact(rows, left[passed], others, right[passed])
         found.append(pairs.where(pairs.similarity >= config.min_similarity))
@@ -175,20 +175,21 @@ def _compared(
     second: NDArray[np.float32],
     axes: NDArray[np.float32] | None,
     config: ImageDedupConfig,
-    bfloat16: bool,
+    int8: bool,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Pairs that may reach `min_similarity`, by what rows have along the axes where that tells most of them apart."""
     if axes is None or first.shape[1] < 2 * axes.shape[1]:
-        yield from ((left, right) for left, right, _ in _proposed(first, second, config, bfloat16))
+        yield from ((left, right) for left, right, _ in _proposed(first, second, config, int8))
         return
-    brief, briefs = _along(first, axes), Products(_along(second, axes), bfloat16)
+    brief, briefs = _along(first, axes), Products(_along(second, axes), int8)
     height = max(1, _BLOCK_FLOATS // max(len(second), 1))
     for top in range(0, len(first), height):
         run = slice(top, top + height)
-        near = np.flatnonzero(briefs.of(brief[run]) >= _floor(config) - briefs.error)
+        product, error = briefs.of(brief[run])
+        near = np.flatnonzero(product >= _floor(config) - error)
         left, right = np.divmod(near, max(len(second), 1))
         if len(left) > MAX_DOUBTFUL * len(brief[run]) * len(second):
-            pairs = _proposed(first[run], second, config, bfloat16)
+            pairs = _proposed(first[run], second, config, int8)
             left, right = (np.concatenate(side) for side in list(zip(*pairs, strict=True))[:2])
         yield left + top, right
 
@@ -219,7 +220,7 @@ class _Search:
     rung: int
     config: ImageDedupConfig
     seed: int
-    bfloat16: bool
+    int8: bool
 
     def cell(self, cell: int) -> _Found:
         """The pairs that `cell` owns."""
@@ -230,7 +231,7 @@ class _Search:
             there = unit_vectors(self.bucket.rows.embeddings[members])
             here = unit_vectors(self.bucket.rows.embeddings[lookers])
             here = np.concatenate([there, here]) if self.rung == 0 else here
-            for caller, member, similarity in _proposed(here, there, self.config, self.bfloat16):
+            for caller, member, similarity in _proposed(here, there, self.config, self.int8):
                 left, right, refused = self._confirmed(callers[caller], members[member], similarity, cell)
                 keep, dense = kept(
                     left, self._ranks[left], self._ranks[right], len(self._ranks), self.config.max_degree
@@ -266,7 +267,7 @@ class _Search:
         home = self.bucket.home
         once = (home[caller] != home[member]) | (caller < member)
         caller, member, similarity = caller[once], member[once], similarity[once]
-        doubtful = similarity < self.config.min_similarity + BFLOAT16_ERROR
+        doubtful = similarity < self.config.min_similarity + FLOAT32_ERROR
         exact = _exact(self.bucket.rows, caller[doubtful], self.bucket.rows, member[doubtful]).similarity
         return int(np.count_nonzero(~doubtful) + np.count_nonzero(exact >= self.config.min_similarity))
 
@@ -305,7 +306,7 @@ class _Search:
 
 
 def _proposed(
-    first: NDArray[np.float32], second: NDArray[np.float32], config: ImageDedupConfig, bfloat16: bool
+    first: NDArray[np.float32], second: NDArray[np.float32], config: ImageDedupConfig, int8: bool
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
     """Pairs (row of first, row of second) of unit vectors that may reach `min_similarity`, and about their cosine.
 
@@ -313,7 +314,7 @@ def _proposed(
     """
     width = max(1, min(len(second), _BLOCK_FLOATS // 256))
     height = max(1, _BLOCK_FLOATS // width)
-    columns = [Products(second[start : start + width], bfloat16) for start in range(0, len(second), width)]
+    columns = [Products(second[start : start + width], int8) for start in range(0, len(second), width)]
     if not columns:
         return
     for top in range(0, len(first), height):

@@ -110,12 +110,12 @@ def test_buckets_hold_whole_cells() -> None:
     assert math.isclose(search_radius(0.95), math.sqrt(0.1))
 
 
-def test_bfloat16_places_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_places_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     units, centroids = unit_vectors(rng.normal(size=(500, 32))), unit_vectors(rng.normal(size=(90, 32)))
     plain = place(units, Cells(centroids), 0.1)
-    monkeypatch.setattr(cells, "worth_bfloat16", lambda _: True)
+    monkeypatch.setattr(cells, "worth_int8", lambda _: True)
     quick = place(units, Cells(centroids), 0.1)
-    assert Cells(centroids).products.bfloat16
+    assert Cells(centroids).products.int8
     for name in ("home", "look_row", "look_cell"):
         assert np.array_equal(getattr(quick, name), getattr(plain, name))

@@ -125,8 +125,8 @@ def test_a_group_of_five_thousand_costs_no_square_and_loses_nobody() -> None:
     assert reached == members
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_a_row_has_one_neighbourhood_in_a_cell_of_many_blocks(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_row_has_one_neighbourhood_in_a_cell_of_many_blocks(monkeypatch: pytest.MonkeyPatch, int8: bool) -> None:
     rng = np.random.default_rng(4)
     rows = image_rows(rng.normal(size=32) + rng.normal(0, 0.1, (300, 32)))
     nobody = Looks(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int8))
@@ -134,7 +134,7 @@ def test_a_row_has_one_neighbourhood_in_a_cell_of_many_blocks(monkeypatch: pytes
     bucket = Bucket(rows, np.zeros(300, np.int32), nobody)
     whole = image_edges(bucket, range(1), 0, config, 7)
     monkeypatch.setattr(neighbours, "_BLOCK_FLOATS", 256 * 40)
-    found = image_edges(bucket, range(1), 0, config, 7, bfloat16)
+    found = image_edges(bucket, range(1), 0, config, 7, int8)
     assert len(whole.bounded) == 300
     assert found.edges.sort_by(ENDS).equals(whole.edges.sort_by(ENDS))
     assert found.bounded.equals(whole.bounded)
@@ -192,5 +192,5 @@ def test_axes_change_nothing(monkeypatch: pytest.MonkeyPatch, spread: float) -> 
         config = ANY.model_copy(update={"min_similarity": min_similarity})
         plain = cross_edges(sample, rows, config)
         assert cross_edges(sample, rows, config, axes).equals(plain)
-        assert cross_edges(sample, rows, config, axes, bfloat16=True).equals(plain)
-        assert cross_edges(sample, rows, config, bfloat16=True).equals(plain)
+        assert cross_edges(sample, rows, config, axes, int8=True).equals(plain)
+        assert cross_edges(sample, rows, config, int8=True).equals(plain)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dataengine.dedup import products
 from dataengine.dedup.cells import unit_vectors
-from dataengine.dedup.products import Products, dots, worth_bfloat16
+from dataengine.dedup.products import Products, dots, worth_int8
 
 
 def near_pairs(rng: np.random.Generator, num_rows: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -17,26 +17,34 @@ def near_pairs(rng: np.random.Generator, num_rows: int, dim: int) -> tuple[np.nd
 
 
 @given(st.integers(0, 2**16), st.integers(1, 60), st.sampled_from([3, 16, 96]), st.floats(0.01, 1))
-def test_bfloat16_finds_what_float64_finds(seed: int, num_rows: int, dim: int, floor: float) -> None:
+def test_int8_finds_what_float64_finds(seed: int, num_rows: int, dim: int, floor: float) -> None:
     first, second = near_pairs(np.random.default_rng(seed), num_rows, dim)
     exact = first.astype(np.float64) @ second.T
-    left, right, similarity = Products(second, bfloat16=True).near(first, floor)
+    left, right, similarity = Products(second, int8=True).near(first, floor)
     doubt = np.abs(exact - floor) < 1e-6  # of the last bits of float32
     found = np.zeros_like(exact, bool)
     found[left, right] = True
     assert np.array_equal(found | doubt, (exact >= floor) | doubt)
-    assert np.abs(similarity - exact[left, right]).max(initial=0) <= Products(second, bfloat16=True).error
+    assert np.abs(similarity - exact[left, right]).max(initial=0) <= Products(second, int8=True).of(first)[1]
     assert np.all(np.diff(left * len(second) + right) > 0)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_no_product_is_off_by_more_than_the_error(bfloat16: bool) -> None:
-    rounds_down = np.full((1, 512), 1 + 2.0**-8 - 2.0**-12)  # every factor loses nearly half a unit
-    rows = np.concatenate([unit_vectors(rounds_down), *near_pairs(np.random.default_rng(1), 300, 512)])
-    chosen = Products(rows, bfloat16)
-    off = np.abs(chosen.of(rows) - rows.astype(np.float64) @ rows.T).max()
-    assert off <= chosen.error
-    assert bfloat16 == (off > 1e-3)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dim", [1, 65, 512])
+def test_no_product_is_off_by_more_than_the_error(int8: bool, dim: int) -> None:
+    spike = np.full((1, dim), 0.4 / 127)  # beside one of 1, every other number loses nearly half a unit
+    spike[0, 0] = 1
+    rows = np.concatenate([unit_vectors(spike), *near_pairs(np.random.default_rng(1), 300, dim)])
+    product, error = Products(rows, int8).of(rows)
+    off = np.abs(product - rows.astype(np.float64) @ rows.T).max()
+    assert off <= error < 0.15
+    assert int8 == (error > 1e-3) or dim == 1
+
+
+def test_no_rows_have_no_products() -> None:
+    none, some = np.zeros((0, 8), np.float32), unit_vectors(np.ones((3, 8)))
+    for first, second in ((none, some), (some, none), (none, none)):
+        assert Products(second, int8=True).of(first)[0].shape == (len(first), len(second))
 
 
 def test_where_nearly_all_are_doubtful_float32_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +53,7 @@ def test_where_nearly_all_are_doubtful_float32_decides(monkeypatch: pytest.Monke
     floor = float(np.median(rows @ rows.T))
     asked = []
     monkeypatch.setattr(products, "dots", lambda *given: asked.append(len(given[1])) or dots(*given))
-    left, right, _ = Products(rows, bfloat16=True).near(rows, floor)
+    left, right, _ = Products(rows, int8=True).near(rows, floor)
     plain = Products(rows).near(rows, floor)
     assert sum(asked) < 100
     assert np.array_equal(np.stack([left, right]), np.stack(plain[:2]))
@@ -61,6 +69,6 @@ def test_dots_are_exact() -> None:
 
 
 def test_small_searches_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_has_bfloat16", lambda: True)
-    assert not worth_bfloat16(100)
-    assert worth_bfloat16(2500)
+    monkeypatch.setattr(products, "_has_int8", lambda: True)
+    assert not worth_int8(100)
+    assert worth_int8(2500)
