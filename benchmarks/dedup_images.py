@@ -121,15 +121,16 @@ def _precision(pairs: NDArray[np.int64], vectors: Path) -> float:
     return float((np.einsum("rd,rd->r", here, there) / lengths >= MIN_SIMILARITY - 1e-6).mean())
 
 
-def measure(num_rows: int, dim: int, folder: Path, num_threads: int) -> dict[str, dict[str, Any]]:
-    """All contenders on one set: results by name."""
+def measure(num_rows: int, dim: int, folder: Path, num_threads: int, repeat: int) -> dict[str, dict[str, Any]]:
+    """All contenders on one set, in turns; the best of each: results by name."""
     vectors = folder / f"vectors-{num_rows}.npy"
     generate = [sys.executable, "-m", "benchmarks.embeddings", str(vectors), "--rows", str(num_rows), "--dim", str(dim)]
     subprocess.run(generate, check=True)
     with np.load(vectors.with_suffix(".groups.npz")) as planted:
         group, num_giants = planted["group"], int(planted["num_giants"])
     names = ["dataengine", "semdedup", *(["exact"] if num_rows <= EXACT_ROWS else [])]
-    found = {name: run_contender(name, vectors, num_threads) for name in names}
+    turns = [{name: run_contender(name, vectors, num_threads) for name in names} for _ in range(repeat)]
+    found = {name: min((turn[name] for turn in turns), key=lambda run: run[0]["cpu_seconds"]) for name in names}
     if "exact" in found:
         left, right = found["exact"][1]
         both = np.concatenate([left, right]), np.concatenate([right, left])
@@ -185,13 +186,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1, help="of each contender's matrix products")
+    parser.add_argument("--repeat", type=int, default=1, help="take each contender's best of so many turns")
     parser.add_argument("--folder", type=Path, help="where the vectors go; a temporary folder by default")
     asked = parser.parse_args()
     sizes = [size for size in LADDER if size <= asked.rows] or [asked.rows]
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for size in sizes:
-            results |= measure(size, asked.dim, Path(folder), asked.threads)
+            results |= measure(size, asked.dim, Path(folder), asked.threads, asked.repeat)
     report("dedup_images", results, goals_of(results, sizes))
 
 

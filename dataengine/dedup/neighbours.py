@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 KIND = "image_embedding"
 NUM_AXES = 127  # a vector of 128 with the length of the rest
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
+_INT8_ROWS = 256  # with fewer, to round and scale takes what multiplying saves
 _EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
 
 
@@ -314,6 +315,7 @@ def _proposed(
     """
     width = max(1, min(len(second), _BLOCK_FLOATS // 256))
     height = max(1, _BLOCK_FLOATS // width)
+    int8 = int8 and len(second) >= _INT8_ROWS
     columns = [Products(second[start : start + width], int8) for start in range(0, len(second), width)]
     if not columns:
         return

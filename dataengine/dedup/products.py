@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_DOUBTFUL = 0.01  # a product by itself takes as long as about 100 in a matrix
-_MIN_CELLS = 1024  # 170,000 rows at the default: below, to load torch (1.2 CPU-seconds) costs more than it saves
+_MIN_CELLS = 640  # 66,000 rows at the default: well below, to load torch (1.2 CPU-seconds) costs more than it saves
 FLOAT32_ERROR = 1e-4  # more than float32 can lose in a product of unit vectors of 2,048 dimensions
 _LARGEST = 127  # of 8 bits, so that a sum of 100,000 products fits 32
 _BLOCK_ROWS = 512
