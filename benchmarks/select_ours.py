@@ -16,7 +16,6 @@ from dataengine.config.select import SelectConfig
 from dataengine.contract import Inputs, Machine, Outputs, WholeUnit
 from dataengine.job import utc_now
 from dataengine.select.columns import Columns
-from dataengine.select.pool import ROWS_AT_ONCE
 from dataengine.select.question import Question
 from dataengine.select.rules import first_failed, states
 from dataengine.select.selection import Selector
@@ -88,19 +87,10 @@ def rules_ours(folder: Path, num_rows: int) -> dict[str, Any]:
     config, step = config_of(num_rows), step_of(num_rows)
     rules = list(Question.ask([config], step.columns).row_rules.values())
     names = [name for name in step.columns.types if any(name in rule.columns for rule in rules)]
-    counts = np.zeros(len(rules) + 1, np.int64)
-    waiting: list[pa.Table] = []
 
-    def judge() -> None:
-        frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(waiting)))
-        failed = first_failed(states(frame, rules), len(frame))
-        counts[:] += np.bincount(failed + 1, minlength=len(counts))
-        waiting.clear()
+    def judged(table: pa.Table) -> Any:
+        frame = pl.DataFrame(pl.from_arrow(table))
+        return np.bincount(first_failed(states(frame, rules), len(frame)) + 1, minlength=len(rules) + 1)
 
-    for _, _, table in step.reader(inputs_of(folder), THREADS).tables(names):
-        waiting.append(table)
-        if sum(map(len, waiting)) >= ROWS_AT_ONCE:
-            judge()
-    if waiting:
-        judge()
+    counts = sum(found for _, found in step.reader(inputs_of(folder), THREADS).runs(names, judged))
     return {"passed": int(counts[0])}

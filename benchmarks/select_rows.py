@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dataengine.schemas import CANDIDATE, CAPTIONS, CLASS, EDGE, SAMPLE, TableSchema, score_schema
+from dataengine.schemas import CANDIDATE, CLASS, EDGE, SAMPLE, TableSchema, score_schema
 from dataengine.select.keyed import Keys
 from dataengine.storage.rundir import Commit, ObjectRef, Part, Plan, UnitDirectory
 from dataengine.storage.store import Root
@@ -145,15 +145,15 @@ def table_of(schema: TableSchema, columns: Mapping[str, Any], num_rows: int) -> 
     for field in schema.arrow:
         values = columns.get(field.name)
         if values is None and not field.nullable:
-            values = _maps(num_rows) if field.type == CAPTIONS else pa.repeat("", num_rows)
+            values = _maps(num_rows, field.type) if pa.types.is_map(field.type) else pa.repeat("", num_rows)
         array = pa.nulls(num_rows, field.type) if values is None else pa.array(values)
         arrays.append(array.cast(field.type))
     return pa.Table.from_arrays(arrays, schema=schema.arrow)
 
 
-def _maps(num_rows: int) -> pa.Array:
-    texts = pa.array([], pa.string())
-    return pa.MapArray.from_arrays(pa.array(np.zeros(num_rows + 1, np.int32)), texts, texts)
+def _maps(num_rows: int, kind: pa.MapType) -> pa.Array:
+    """Maps that hold nothing."""
+    return pa.array([[]], kind).take(pa.array(np.zeros(num_rows, np.int32)))
 
 
 def urls(texts: pa.Array) -> pa.Array:
@@ -178,8 +178,6 @@ def _candidate(source: str, texts: pa.Array, random: np.random.Generator) -> dic
         "source": pa.repeat(source, num_rows),
         "url": urls(texts),
         "caption": captions(random, num_rows),
-        "captions": _maps(num_rows),
-        "extra": _maps(num_rows),
     }
 
 

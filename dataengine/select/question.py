@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dataengine.config.select import SelectConfig
 from dataengine.select.columns import Columns, require_column
-from dataengine.select.pool import RuleKey
+from dataengine.select.judging import RuleKey
 from dataengine.select.preference import preference
 from dataengine.select.rules import Compiled, RowRule, compile_rules
 

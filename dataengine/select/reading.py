@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +17,7 @@ from dataengine.contract import Inputs
 from dataengine.schemas import CANDIDATE, CELL, CLASS, EDGE, SAMPLE, SELECTION, TableSchema
 from dataengine.select.columns import CANDIDATE_COLUMNS, EXTRA, NAMED_CAPTION, SAMPLE_COLUMNS, Columns
 from dataengine.select.duplicates import Duplicates, DuplicatesBuilder
+from dataengine.select.judging import Judge, Judged
 from dataengine.select.keyed import ABSENT, KeyIndex, Keys
 from dataengine.select.pool import Block, Pool, PoolBuilder
 from dataengine.select.question import Question
@@ -30,8 +32,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_STEPS = ("dedup/classes", "dedup/caption-classes")
+_ROWS_AT_ONCE = 250_000  # judged together: calls cost nothing then, and a few such runs fit anywhere
 _PARTS_AHEAD = 64
 Part = TypeVar("Part")
+Made = TypeVar("Made")
+PartRows = tuple[str, str, int]
+"""Source, name and number of rows of a part."""
+SourcePart = tuple[str, tuple[Commit, ...]]
+"""A part's source, and the commits of its candidates, samples and of each scorer."""
 
 
 def cells_step(source: str) -> str:
@@ -84,16 +92,40 @@ class Reader:
     def pool(self, question: Question, *, with_evidence: bool = True) -> Pool:
         """The pool, with the columns that the question looks at. Raises ConfigError when a rule breaks on a row."""
         cells = self._cells() if "cell" in question.read else None
-        builder = PoolBuilder(self.sources, question.row_rules, question.kept, with_evidence)
-        for source, part, table in self.tables(question.read):
-            builder.add(source, part, table if cells is None else cells.added_to(table))
+        judge = Judge(question.row_rules, question.kept, with_evidence)
+        builder = PoolBuilder(self.sources, tuple(judge.rules), judge.columns)
+
+        def judged(table: pa.Table) -> Judged:
+            return judge.judge(table if cells is None else cells.added_to(table))
+
+        for parts, found in self.runs(question.read, judged):
+            builder.add(parts, found)
         return builder.finish()
 
-    def tables(self, read: Sequence[str]) -> Iterator[tuple[str, str, pa.Table]]:
-        """(source, part, the columns `read` of its candidates), in the order of the pool."""
+    def runs(self, read: Sequence[str], make: Callable[[pa.Table], Made]) -> Iterator[tuple[list[PartRows], Made]]:
+        """What `make` makes of the columns `read` of a run of parts, and which those are; in the order of the pool.
+
+        `make` is called in the threads that read.
+        """
         parts = [(source, commits) for source in self.sources for commits in self._parts(source)]
-        for (source, commits), table in self._each(parts, lambda part: self._part(part[1], read)):
-            yield source, commits[0].part, table
+
+        def work(run: list[tuple[str, tuple[Commit, ...]]]) -> tuple[list[PartRows], Made]:
+            tables = [self._part(commits, read) for _, commits in run]
+            named = [
+                (source, commits[0].part, len(table)) for (source, commits), table in zip(run, tables, strict=True)
+            ]
+            return named, make(pa.concat_tables(tables))
+
+        return map_ahead(work, self._cut(parts), self.num_threads, self.num_threads)
+
+    def _cut(self, parts: list[tuple[str, tuple[Commit, ...]]]) -> Iterator[list[tuple[str, tuple[Commit, ...]]]]:
+        """Runs of parts of about equal rows; several for each thread."""
+        sizes = [commits[0].objects["candidate"].num_rows or 0 for _, commits in parts]
+        num_rows = max(1, min(_ROWS_AT_ONCE, sum(sizes) // (2 * self.num_threads)))
+        ends = np.cumsum(sizes)
+        run = (ends - sizes) // num_rows
+        for first, last in itertools.pairwise([*np.flatnonzero(np.diff(run, prepend=-1)), len(parts)]):
+            yield parts[first:last]
 
     def duplicates(self, pool: Pool, question: Question) -> Duplicates:
         """What dedup found among the pool's rows, in the respects that the question asks about."""

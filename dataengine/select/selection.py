@@ -19,8 +19,9 @@ from dataengine.keys import draws_of_bits
 from dataengine.select.balance import Mixture, apportion, draw_rows
 from dataengine.select.caps import cap
 from dataengine.select.covering import in_order
+from dataengine.select.judging import Reason
 from dataengine.select.keyed import ABSENT
-from dataengine.select.pool import Pool, Reason, Texts
+from dataengine.select.pool import Pool, Texts
 from dataengine.select.preference import best_first, preference
 from dataengine.select.ranks import rank
 from dataengine.select.rules import PASSED, Compiled, RankRule, RowRule, values_seen

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -66,16 +67,24 @@ def read_table(root: Root, path: str, schema: TableSchema, columns: Sequence[str
     Raises CorruptObject when the object is not that table, MissingObject when it is absent.
     """
     wanted = schema.arrow if columns is None else pa.schema([schema.arrow.field(name) for name in columns])
+    local = root.local_path(path)
     try:
-        with root.open(path) as file:
+        with _opened(root, path, local) as file:
             # Half the cost of `pq.read_table` for a part; ranges are fetched together where each is a request.
-            remote = root.local_path(path) is None
-            reader = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=remote)
+            reader = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=local is None)
             # Many parts are read at once: threads within one pay only where it is large.
             table = reader.read(columns=wanted.names, use_threads=reader.metadata.num_rows > ROW_GROUP_ROWS)
         return table.select(wanted.names).cast(wanted).replace_schema_metadata(table.schema.metadata)
     except _UNREADABLE as error:
         raise CorruptObject(f"{root.address(path)}: not a readable {schema.name} table: {error}") from error
+
+
+def _opened(root: Root, path: str, local: Path | None) -> pa.NativeFile | BinaryIO:
+    """The object, through Arrow's own file where it can be: a sixth less for a part than through Python's."""
+    try:
+        return root.open(path) if local is None else pa.OSFile(str(local))
+    except FileNotFoundError:
+        return root.open(path)  # raises MissingObject with the address
 
 
 def read_bucket(root: Root, path: str, schema: TableSchema, bucket: int) -> pa.Table:

@@ -14,6 +14,7 @@ from dataengine.keys import url_keys
 from dataengine.schemas import CLASS, EDGE, SELECTION
 from dataengine.select.balance import Mixture
 from dataengine.select.duplicates import DuplicatesBuilder
+from dataengine.select.judging import Judge
 from dataengine.select.keyed import KeyIndex
 from dataengine.select.pool import Pool, PoolBuilder
 from dataengine.select.question import Question
@@ -43,13 +44,14 @@ class FrameColumns:
 def pool_of(rows: pl.DataFrame, question: Question, part_rows: int = 7, sources: Sequence[str] | None = None) -> Pool:
     """The pool of `rows`, in parts of a few rows of one source each."""
     names = tuple(sorted(sources or rows["source"].unique()))
-    builder = PoolBuilder(names, question.row_rules, question.kept)
+    judge = Judge(question.row_rules, question.kept)
+    builder = PoolBuilder(names, tuple(judge.rules), judge.columns)
     for source in names:
         mine = rows.filter(pl.col("source") == source)
         for number, start in enumerate(range(0, len(mine), part_rows)):
             table = mine.slice(start, part_rows).sort("key").to_arrow()
             plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
-            builder.add(source, f"part-{number:06d}", table.cast(plain))
+            builder.add([(source, f"part-{number:06d}", len(table))], judge.judge(table.cast(plain)))
     return builder.finish()
 
 
