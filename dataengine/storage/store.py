@@ -163,7 +163,14 @@ def _absolute_url(url: str) -> str:
         url = url.removeprefix("file://")
     if url.endswith("://"):
         raise ConfigError(f"{url}: names no bucket; roots are folders, or URLs such as s3://bucket/folder")
-    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+    if "://" in url:
+        return url.rstrip("/")
+    return _tidied(url) if url.startswith("/") else str(Path(url).expanduser().absolute())
+
+
+@functools.lru_cache(maxsize=64)
+def _tidied(absolute: str) -> str:
+    return str(Path(absolute))
 
 
 def _split(address: str) -> tuple[str, str]:

@@ -74,6 +74,8 @@ def read_table(root: Root, path: str, schema: TableSchema, columns: Sequence[str
             reader = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=local is None)
             # Many parts are read at once: threads within one pay only where it is large.
             table = reader.read(columns=wanted.names, use_threads=reader.metadata.num_rows > ROW_GROUP_ROWS)
+        if table.schema.equals(wanted):
+            return table
         return table.select(wanted.names).cast(wanted).replace_schema_metadata(table.schema.metadata)
     except _UNREADABLE as error:
         raise CorruptObject(f"{root.address(path)}: not a readable {schema.name} table: {error}") from error
