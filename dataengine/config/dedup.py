@@ -41,7 +41,7 @@ class CaptionDedupConfig(Config):
 class ImageDedupConfig(Config):
     """Near-duplicate images: cosine neighbours of CLIP embeddings, exact inside cells and near their borders."""
 
-    min_similarity: Annotated[float, Field(gt=0, le=1)] = 0.95
+    min_similarity: Annotated[float, Field(ge=0.1, le=1)] = 0.95
     """Cosine of CLIP embeddings from which two images are near-duplicates."""
     scorer: str | None = None
     """Whose embeddings; the first scorer's by default."""

@@ -32,7 +32,7 @@ class ImageEdges(Step):
     """Near-duplicate images of one bucket of cells, by exact search."""
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     sources: tuple[str, ...]
     config: ImageDedupConfig
     seed: int

@@ -44,6 +44,7 @@ from dataengine.storage.rundir import Part, Plan
 from dataengine.storage.tables import read_npy, read_table
 
 _ROWS_PER_CENTROID = 16  # k-means gains little from more points a centroid (FAISS itself samples at most 256)
+_TRUE_PAIRS = 16  # of a sampled row in a part: a group of 100,000 would fill memory, and its rows are bounded anyway
 _PHASH = score_schema((), (), measures=True)
 RECALL_FIRST = "dedup/recall-first"
 
@@ -192,7 +193,7 @@ class PlaceVectors(Step):
     """
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     vectors: VectorSource
     config: ImageDedupConfig
     rung: int
@@ -231,7 +232,8 @@ class PlaceVectors(Step):
             sample = image_rows(next(inputs.tables("dedup/centroids", "recall", schema)))
             axes = np.asarray(next(inputs.arrays("dedup/centroids", "axes")))
             speakers = rows.take(np.flatnonzero(speak))
-            outputs.table("true_pairs", EDGE, cross_edges(sample, speakers, self.config, axes, cells.int8))
+            true_pairs = cross_edges(sample, speakers, self.config, axes, cells.int8, _TRUE_PAIRS)
+            outputs.table("true_pairs", EDGE, true_pairs)
         table = self._placed(rows, placed, cells)
         buckets = bucket_cells(facts["bucket_starts"], facts["num_cells"])
         outputs.ranges("placed", placed_rows_schema(facts["dim"]), _routed(table, placed, speak, buckets))

@@ -32,6 +32,8 @@ KIND = "image_embedding"
 NUM_AXES = 127  # a vector of 128 with the length of the rest
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
 _INT8_ROWS = 256  # with fewer, to round and scale takes what multiplying saves
+_SQUARE_ROUNDING = np.float32(1e-5)
+_SPREAD = 2_654_435_761  # a prime: multiples of it lie anywhere (Knuth, The Art of Computer Programming 3, 6.4)
 _EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
 
 
@@ -137,16 +139,22 @@ def cross_edges(
     config: ImageDedupConfig,
     axes: NDArray[np.float32] | None = None,
     int8: bool = False,
+    max_pairs: int | None = None,
 ) -> pa.Table:
     """EDGE rows of the near-duplicate pairs of any sampled row with any of `rows`, confirmed; cells set aside.
 
-    `axes` (orthonormal, float32 [dim, axes]) and `int8` make it cheaper and change nothing.
+    `axes` (orthonormal, float32 [dim, axes]) and `int8` make it cheaper and change nothing. Of a sampled row with more
+    than `max_pairs` so many are given, from a place in `rows` that is the row's own: any of them where keys are random.
     """
     found = [Pairs.joined([])]
     for left, right in _compared(sample.units, rows.units, axes, config, int8):
         passed = confirmed(sample.hashes.distances(left, rows.hashes, right), config)
         pairs = _exact(sample, left[passed], rows, right[passed])
-        found.append(pairs.where(pairs.similarity >= config.min_similarity))
+        pairs = pairs.where(pairs.similarity >= config.min_similarity)
+        if max_pairs is not None:
+            places = pairs.left * _SPREAD % max(len(rows.keys), 1)
+            pairs = pairs.where(kept(pairs.left, places, pairs.right, max(len(rows.keys), 1), max_pairs)[0])
+        found.append(pairs)
     return _edges(sample, rows, Pairs.joined(found))
 
 
@@ -196,14 +204,14 @@ def _compared(
 
 
 def _along(units: NDArray[np.float32], axes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Parts of unit vectors along the axes, and the length of what is left: float32 [rows, axes + 1].
+    """Parts of unit vectors along the axes, and the length of what is left or a little more: float32 [rows, axes + 1].
 
     The product of two such rows is no less than that of the unit vectors: what is left of two vectors has a product of
-    at most that of its lengths (Cauchy-Schwarz).
+    at most that of its lengths (Cauchy-Schwarz). What float32 loses of a square is much of a short length.
     """
     parts = units @ axes
     rest = np.einsum("rd,rd->r", units, units) - np.einsum("ra,ra->r", parts, parts)
-    return np.column_stack([parts, np.sqrt(np.maximum(rest, 0))])
+    return np.column_stack([parts, np.sqrt(np.maximum(rest, 0) + _SQUARE_ROUNDING)])
 
 
 @dataclass(frozen=True)
@@ -243,18 +251,18 @@ class _Search:
                 num_refused += refused
         code = distinct(np.concatenate(codes))
         pairs = _exact(self.bucket.rows, code >> 32, self.bucket.rows, code & 0xFFFFFFFF)
-        return _Found(pairs.where(pairs.similarity >= self.config.min_similarity), num_refused, np.concatenate(bounded))
+        return _Found(pairs, num_refused, np.concatenate(bounded))
 
     def _confirmed(
         self, caller: NDArray[np.int64], member: NDArray[np.int64], similarity: NDArray[np.float32], cell: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """The pairs that belong to `cell` and pass the second witness, and how many of the others it refused."""
-        mine = self._owned(caller, member, cell)
-        caller, member, similarity = caller[mine], member[mine], similarity[mine]
+        mine = np.flatnonzero(self._owned(caller, member, cell))
+        mine = mine[self._reach(caller[mine], member[mine], similarity[mine])]
+        caller, member = caller[mine], member[mine]
         hashes = self.bucket.rows.hashes
         passed = confirmed(hashes.distances(caller, hashes, member), self.config)
-        refused = self._refused(caller[~passed], member[~passed], similarity[~passed])
-        return caller[passed], member[passed], refused
+        return caller[passed], member[passed], self._num_pairs(caller[~passed], member[~passed])
 
     def _owned(self, caller: NDArray[np.int64], member: NDArray[np.int64], cell: int) -> NDArray[np.bool_]:
         """Which pairs of a caller with a member of `cell` belong here, and are not one row with itself."""
@@ -263,14 +271,20 @@ class _Search:
         elsewhere = self.bucket.looks.have(member, home, below)
         return (caller != member) & ((home == cell) | ~elsewhere)
 
-    def _refused(self, caller: NDArray[np.int64], member: NDArray[np.int64], similarity: NDArray[np.float32]) -> int:
-        """How many of the refused pairs do reach `min_similarity`, each counted once."""
-        home = self.bucket.home
-        once = (home[caller] != home[member]) | (caller < member)
-        caller, member, similarity = caller[once], member[once], similarity[once]
-        doubtful = similarity < self.config.min_similarity + FLOAT32_ERROR
+    def _reach(
+        self, caller: NDArray[np.int64], member: NDArray[np.int64], similarity: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """Which of the proposed pairs do reach `min_similarity`; one that does not must take nobody's place."""
+        reaches = np.ones(len(caller), bool)
+        doubtful = np.flatnonzero(similarity < self.config.min_similarity + FLOAT32_ERROR)
         exact = _exact(self.bucket.rows, caller[doubtful], self.bucket.rows, member[doubtful]).similarity
-        return int(np.count_nonzero(~doubtful) + np.count_nonzero(exact >= self.config.min_similarity))
+        reaches[doubtful] = exact >= self.config.min_similarity
+        return reaches
+
+    def _num_pairs(self, caller: NDArray[np.int64], member: NDArray[np.int64]) -> int:
+        """How many pairs these are, each counted once."""
+        home = self.bucket.home
+        return int(np.count_nonzero((home[caller] != home[member]) | (caller < member)))
 
     def _members(self, cell: int) -> NDArray[np.int64]:
         first, last = np.searchsorted(self._homes, [cell, cell + 1])
@@ -314,7 +328,7 @@ def _proposed(
     All pairs of a row of first come together.
     """
     width = max(1, min(len(second), _BLOCK_FLOATS // 256))
-    height = max(1, _BLOCK_FLOATS // width)
+    height = max(1, _BLOCK_FLOATS // max(len(second), 1))  # all of a block may be near each other
     int8 = int8 and len(second) >= _INT8_ROWS
     columns = [Products(second[start : start + width], int8) for start in range(0, len(second), width)]
     if not columns:

@@ -89,7 +89,11 @@ class Products:
 
         `product` is what `of` gave for `first`.
         """
-        return dots(first, left, self.rows, right) if self.int8 else product[left, right]
+        if not self.int8:
+            return product[left, right]
+        if len(left) > MAX_DOUBTFUL * product.size:
+            return np.asarray((first @ self.rows.T)[left, right])
+        return dots(first, left, self.rows, right)
 
     @cached_property
     def _quantised(self) -> _Quantised:

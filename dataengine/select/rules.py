@@ -146,9 +146,7 @@ def _alone(seen: pl.DataFrame, rule: RowRule) -> pl.Series:
         raise ConfigError(f"{rule.where}: {first_line(error)}") from error
 
 
-def _explained(
-    state: NDArray[np.uint8], rule: RowRule, nulls: Mapping[str, NDArray[np.bool_]]
-) -> NDArray[np.uint8]:
+def _explained(state: NDArray[np.uint8], rule: RowRule, nulls: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
     """`state` with the column that is null; a rule may give null without one, and has failed then."""
     no_first = (state == NULL) & ~nulls[rule.columns[0]]
     if not no_first.any():

@@ -119,3 +119,27 @@ def test_int8_places_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Cells(centroids).products.int8
     for name in ("home", "look_row", "look_cell"):
         assert np.array_equal(getattr(quick, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize("gap", [2e-3, 3e-4, 1e-5])
+def test_pairs_across_the_border_of_twin_cells_are_seen(gap: float) -> None:
+    rng = np.random.default_rng(7)
+    middle, across = np.linalg.qr(rng.normal(size=(256, 2)))[0].T
+    twins = unit_vectors(np.stack([middle + gap / 2 * across, middle - gap / 2 * across]))
+    others = unit_vectors(rng.normal(size=(6, 256)))
+    half = search_radius(0.95) / 2 * 0.9997
+    pairs = unit_vectors(np.stack([np.sqrt(1 - half**2) * middle + side * half * across for side in (1, -1)]))
+    placed = place(pairs, Cells(np.concatenate([twins, others])), search_radius(0.95) / 2)
+    looks = set(zip(placed.look_row.tolist(), placed.look_cell.tolist(), strict=True))
+    assert sorted(placed.home) == [0, 1]
+    assert looks & {(0, placed.home[1]), (1, placed.home[0])}
+
+
+def test_int8_places_all_the_same_where_cells_are_hard_to_tell_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    units = unit_vectors(rng.normal(size=64) + rng.normal(0, 0.3, (400, 64)))
+    plain = place(units, Cells(units[:100]), 0.1)
+    monkeypatch.setattr(cells, "worth_int8", lambda _: True)
+    quick = place(units, Cells(units[:100]), 0.1)
+    for name in ("home", "look_row", "look_cell"):
+        assert np.array_equal(getattr(quick, name), getattr(plain, name))

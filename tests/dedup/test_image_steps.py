@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 
 from dataengine.config.dedup import ImageDedupConfig
+from dataengine.dedup import neighbours, products
 from dataengine.dedup.neighbours import ImageRows, cross_edges
+from dataengine.dedup.products import Products
 from dataengine.engine.board import Job
 from dataengine.engine.worker import Outcome, run_job
 from dataengine.keys import url_keys
@@ -20,6 +22,7 @@ from dataengine.storage.rundir import Commit, UnitDirectory
 from dataengine.storage.tables import read_table
 from tests.dedup.vectors import ENDS, MACHINES, Source, drive, edges_of, image_steps
 
+MULTIPLY = Products._multiply
 ANY = ImageDedupConfig(confirm="none", min_similarity=0.9, border=1.0, bucket_rows=40)
 
 
@@ -64,6 +67,19 @@ def test_edges_are_those_of_exact_search_however_the_work_is_cut(
     assert recall["value"] == 1.0
     assert recall["num_edges"] == len(wanted)
     assert not board.commits("dedup/images-wide")
+
+
+def test_products_in_8_bit_integers_change_no_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ANY.model_copy(update={"border": 0.35, "rows_per_cell": 60})
+    plain = edges_of(drive(tmp_path / "plain", image_steps(two_sources(), config, 60)))
+    monkeypatch.setattr(products, "_MIN_CELLS", 1)
+    monkeypatch.setattr(neighbours, "_INT8_ROWS", 1)
+    monkeypatch.setattr(products, "_has_int8", lambda: True)
+    multiplied = []
+    monkeypatch.setattr(Products, "_multiply", lambda *given: multiplied.append(1) or MULTIPLY(*given))
+    assert edges_of(drive(tmp_path / "quick", image_steps(two_sources(), config, 60))).equals(plain)
+    assert len(plain) > 100
+    assert len(multiplied) > 10
 
 
 def test_a_border_too_narrow_is_widened_until_every_pair_is_found(tmp_path: Path) -> None:

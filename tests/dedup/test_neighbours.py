@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -194,3 +196,58 @@ def test_axes_change_nothing(monkeypatch: pytest.MonkeyPatch, spread: float) -> 
         assert cross_edges(sample, rows, config, axes).equals(plain)
         assert cross_edges(sample, rows, config, axes, int8=True).equals(plain)
         assert cross_edges(sample, rows, config, int8=True).equals(plain)
+
+
+def test_a_short_rest_beside_the_axes_hides_no_pair() -> None:
+    rng = np.random.default_rng(12)
+    axes = main_axes(unit_vectors(rng.normal(size=(300, 64)) * np.repeat([3, 0.3], [31, 33])), 31)
+    along = unit_vectors(rng.normal(size=(500, 31))) @ axes.T
+    across = rng.normal(size=(500, 64))
+    across = unit_vectors(across - across @ axes @ axes.T)
+    short = rng.uniform(1e-4, 6e-4, (500, 1))
+    long = np.sqrt(1 - (0.5 + 5e-5 - np.sqrt(0.75) * short) ** 2)
+    first, second = (image_rows(np.sqrt(1 - rest**2) * along + rest * across) for rest in (long, short))
+    second = replace(second, keys=pa.array(url_keys("t", [str(row) for row in range(500)]), pa.string()))
+    config = ANY.model_copy(update={"min_similarity": 0.5})
+    plain = cross_edges(first, second, config)
+    assert len(plain) > 450
+    assert cross_edges(first, second, config, axes).equals(plain)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_pairs_below_the_threshold_take_nobodys_place(int8: bool) -> None:
+    rng = np.random.default_rng(13)
+    decoys = np.column_stack([np.full(2000, 0.94996), unit_vectors(rng.normal(size=(2000, 255))) * 0.3124])
+    friend = np.r_[0.96, 0.28, np.zeros(254)]
+    cosines = unit_vectors(decoys.astype(np.float16)) @ np.eye(256, 1, dtype=np.float32)[:, 0]
+    decoys = decoys[(cosines < 0.95) & (cosines > 0.94991)]
+    rows = image_rows(np.concatenate([np.eye(1, 256), [friend], decoys]))
+    home = np.r_[0, np.ones(len(decoys) + 1)].astype(np.int32)
+    looks = Looks(np.array([0]), np.array([1], np.int32), np.array([0], np.int8))
+    found = image_edges(Bucket(rows, home, looks), range(2), 0, ANY.model_copy(update={"max_degree": 20}), 7, int8)
+    assert len(decoys) > 500
+    ends = pa.concat_tables([found.edges.select([name]).rename_columns(["key"]) for name, _ in ENDS])
+    assert ends["key"].to_pylist().count(rows.keys[0].as_py()) == 1
+    assert rows.keys[0].as_py() not in found.bounded.to_pylist()
+
+
+def test_a_block_of_pairs_is_bounded_where_all_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_BLOCK_FLOATS", 256 * 60)
+    rows = np.repeat(unit_vectors(np.ones((1, 8))), 400, axis=0)
+    blocks = [len(left) for left, _, _ in neighbours._proposed(rows, rows, ANY, int8=False)]
+    assert max(blocks) <= 256 * 60
+    assert sum(blocks) == 400**2
+
+
+def test_of_a_giant_group_some_true_pairs_stand_for_all() -> None:
+    rows = image_rows(np.concatenate([np.ones((300, 4)), [[1, -1, 1, -1]], [[1, -1, 1, -0.9]]]))
+    sample = rows.take(np.array([0, 1, 2, 300]))
+    edges = cross_edges(sample, rows, ANY, max_pairs=16)
+    some, every = (
+        {frozenset(pair.values()) for pair in found.select([name for name, _ in ENDS]).to_pylist()}
+        for found in (edges, cross_edges(sample, rows, ANY))
+    )
+    per_row = [sum(key in pair for pair in some) for key in sample.keys.to_pylist()]
+    assert [15 <= number <= 18 for number in per_row[:3]] == [True] * 3
+    assert per_row[3] == 1
+    assert some < every
