@@ -141,7 +141,7 @@ class Step(ABC):
             work.step.run(work.part, work.inputs, work.outputs, machine)
 
     def check(self, commits: Sequence[Commit]) -> None:  # noqa: B027 - most steps have nothing to add
-        """Refuse a complete unit: raise DataBudgetError or LedgerError."""
+        """Refuse a complete unit: raise DataBudgetError, InputError or LedgerError."""
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,14 @@ def _evaluation(config: RunConfig, scorer: str) -> ScoreEvaluation:
     return ScoreEvaluation(scorer, found, identify_scorer(found), config.download.limits, sets)
 
 
+def _evaluation_step(config: RunConfig) -> str | None:
+    """The step that embeds evaluation sets, where there are any."""
+    images = config.dedup.images
+    if images is None or not config.dedup.evaluation_sets:
+        return None
+    return f"score/evaluation-images.{images.scorer or config.first_scorer}"
+
+
 def _caption_steps(config: RunConfig) -> list[Step]:
     sources, dedup = tuple(sorted(config.sources)), config.dedup
     steps: list[Step] = [RouteCaptions(source) for source in sources]
@@ -197,7 +205,7 @@ def _emit_steps(config: RunConfig, scores: Mapping[str, TableSchema], published:
     sources, tables, columns = tuple(sorted(config.sources)), tuple(scores.items()), config.score_columns
     spec = signature_spec(config.dedup.captions, config.seed) if config.dedup.captions is not None else None
     return [
-        PlanShards(config.name, sources, tuple(scores), config.emit, published),
+        PlanShards(config.name, sources, tuple(scores), config.emit, published, _evaluation_step(config)),
         *(RouteRows(source, tables, columns) for source in sources),
         WriteShards(
             config.name, sources, columns, config.caption_names, config.passthrough_names, config.extra_members

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,12 @@ def print_stats(address: str, options: list[str]) -> None:
         console.print(sources_table(per_source(dataset)))
         for table in score_tables(score_quantiles(dataset)):
             console.print(table)
-    recall = dataset.manifest["dedup"].get("image_recall")
+    _print_dedup(dataset.manifest["dedup"], console)
+
+
+def _print_dedup(dedup: Mapping[str, Any], console: Console) -> None:
+    """How well image duplicates were found, and what evaluation sets were compared."""
+    recall = dedup.get("image_recall")
     if recall:
         console.print(
             f"Image duplicates: {recall['num_found']:,} of {recall['num_pairs']:,} true pairs found on a sample of "
@@ -65,6 +70,11 @@ def print_stats(address: str, options: list[str]) -> None:
             f"{recall['num_refused']:,} more; {recall['num_bounded_rows']:,} rows lie in groups too dense to keep all.",
             highlight=False,
         )
+    for name, found in dedup.get("evaluation_images", {}).items():
+        unusable = found["unusable"].items()
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in unusable) or "none"
+        line = f"Evaluation set {name}: {found['num_images']:,} images; could not be compared: {reasons}"
+        console.print(printable(line), highlight=False, markup=False)
 
 
 def print_why(address: str, key_or_url: str, options: list[str]) -> None:

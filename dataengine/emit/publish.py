@@ -38,7 +38,7 @@ class Publish(Step):
     """Checks that the ledger closes, writes what describes the dataset, and publishes it."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     dataset: str
     sources: tuple[str, ...]
     scans: tuple[str, ...]
@@ -170,7 +170,7 @@ class Publish(Step):
             "sources": {source: self._source_counts(source, ledger, mixture, input_rows) for source in self.sources},
             "mixture": mixture,
             "provenance": self._provenance(inputs),
-            "dedup": self._recall(inputs) | self._caption_counts(inputs),
+            "dedup": self._recall(inputs) | _evaluation_images(planned) | self._caption_counts(inputs),
             "captions": self._caption_tables(inputs, version_path(self.dataset, planned.facts["version"])),
             "counts": {
                 "num_samples": sum(commit.rows_out for commit in shards),
@@ -240,6 +240,12 @@ class Publish(Step):
             captions = paths.pop("captions")
             parts.append({"captions": captions, "bands": list(paths.values()), "num_rows": commit.rows_out})
         return {"spec": dict(self.caption_spec), "parts": parts}
+
+
+def _evaluation_images(planned: Commit) -> dict[str, Any]:
+    """What was compared with, by evaluation set."""
+    sets = planned.facts["evaluation_images"]
+    return {"evaluation_images": sets} if sets else {}
 
 
 def _ledger_parts(rows: pa.Table) -> Iterator[pa.Table]:

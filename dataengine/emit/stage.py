@@ -66,13 +66,15 @@ class PlanShards(Step):
     """Cuts the kept rows into shards and claims the dataset version that will hold them."""
 
     stage: ClassVar[str] = "emit"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     dataset: str
     sources: tuple[str, ...]
     scorers: tuple[str, ...]
     config: EmitConfig
     published: Mapping[str, Any]
     """Everything else that the published files depend on: config and recipes."""
+    evaluation_step: str | None = None
+    """Embedded the images that the rows were matched with, where there are any."""
 
     @property
     def unit(self) -> str:
@@ -81,7 +83,9 @@ class PlanShards(Step):
     @property
     def needs(self) -> tuple[Need, ...]:
         per_source = (f"{stage}/{source}" for stage in ("sources", "download") for source in self.sources)
-        return tuple(Need(name, whole=True) for name in ("select/selection", *per_source, *self._score_steps()))
+        names = ["select/selection", *per_source, *self._score_steps()]
+        names += [self.evaluation_step] if self.evaluation_step else []
+        return tuple(Need(name, whole=True) for name in names)
 
     def _score_steps(self) -> list[str]:
         return [f"score/{scorer}.{source}" for scorer in self.scorers for source in self.sources]
@@ -108,6 +112,7 @@ class PlanShards(Step):
             "folder": version_path(self.dataset, version),
             "plan": plan,
             "shards": [asdict(shard) for shard in shards],
+            "evaluation_images": self._evaluation_images(inputs),
         }
 
     def _content(self, inputs: Inputs) -> dict[str, Any]:
@@ -118,7 +123,20 @@ class PlanShards(Step):
         for source in self.sources:
             commits = inputs.commits(f"sources/{source}")
             found[f"sources/{source}"] = {commit.part: commit.facts["content_sha256"] for commit in commits}
+        if self.evaluation_step:
+            found[self.evaluation_step] = self._evaluation_images(inputs)
         return found
+
+    def _evaluation_images(self, inputs: Inputs) -> dict[str, dict[str, Any]]:
+        """How many images each evaluation set held, and how many could not be compared, by reason."""
+        sets: dict[str, dict[str, Any]] = {}
+        for commit in inputs.commits(self.evaluation_step) if self.evaluation_step else ():
+            found = commit.facts["evaluation"]
+            of_set = sets.setdefault(found["set"], {"num_images": 0, "unusable": {}})
+            of_set["num_images"] += found["num_images"]
+            for reason, number in found["unusable"].items():
+                of_set["unusable"][reason] = of_set["unusable"].get(reason, 0) + number
+        return sets
 
     def _parts(self, inputs: Inputs) -> list[tuple[str, str]]:
         """(path of its SELECTION, path of its SAMPLE) of every part, in the order of sources and parts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Ste
 from dataengine.errors import InputError
 from dataengine.schemas import EVALUATION
 from dataengine.score.clip import Scorer, settle_torch
+from dataengine.score.embedding_file import EmbeddingFile
 from dataengine.score.metrics import Reporter, Waits
 from dataengine.score.part import NOT_FINITE, Looker, PartInput
 from dataengine.score.pictures import OK
 from dataengine.storage.inputs import find_files, input_address, quick_fingerprint
-from dataengine.storage.rundir import Part, Plan, digest
+from dataengine.storage.rundir import Commit, Part, Plan, digest
 from dataengine.storage.store import Root
 from dataengine.storage.tar import TarFault, walk
 
@@ -41,9 +43,32 @@ _REWRITTEN: dict[str, type[BmpImageFile] | type[TiffImageFile]] = {
 }
 """What benchmarks hold and the web does not: made PNG before it is looked at as the samples are."""
 IMAGE_SUFFIXES = tuple(f".{name}" for name in sorted(IMAGE_EXTENSIONS))
+_PACKED = (".tar", ".npy")
 _PART_IMAGES = 1000
+_PART_EMBEDDINGS = 65_536
+_SHOWN = 5
+"""Names or suffixes that a message lists."""
 _Named = tuple[str, "str | tuple[str, int, int]"]
 """Name within the set, and where it lies: a file, or a file, offset and size."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a part of a set comes to."""
+
+    names: pa.Array
+    """Of the images that can be compared, within the set: string [usable]."""
+    phashes: pa.Array
+    """string [usable], null where there is none."""
+    embeddings: NDArray[np.float16]
+    """[usable, dim]"""
+    unusable: Mapping[str, int]
+    """Reason → images that cannot be compared."""
+
+    @property
+    def num_images(self) -> int:
+        """All that were given, usable or not."""
+        return len(self.names) + sum(self.unusable.values())
 
 
 @dataclass(frozen=True)
@@ -51,7 +76,7 @@ class ScoreEvaluation(Step):
     """Embeds the images of evaluation sets with the scorer whose embeddings dedup compares."""
 
     stage: ClassVar[str] = "score"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     stateful: ClassVar[bool] = True
     scorer: str
     config: ScorerConfig
@@ -75,35 +100,52 @@ class ScoreEvaluation(Step):
     def plan(self, context: PlanContext) -> Plan:
         parts: list[Part] = []
         for address in self.sets:
-            for paths in _pieces(context.root, address):
-                prints = digest([quick_fingerprint(context.root, path) for path in paths])
-                spec = {"set": address, "paths": paths, "reads": {f"{address} from {paths[0]}": prints}}
+            for piece in _pieces(context.root, address):
+                # With the piece: a part of this number may have been other rows or names of the same files.
+                prints = digest([piece, [quick_fingerprint(context.root, path) for path in piece["paths"]]])
+                spec = {"set": address, **piece, "reads": {f"{address} from {piece['paths'][0]}": prints}}
                 parts.append(Part(f"part-{len(parts):06d}", spec))
         return Plan(tuple(parts), {"sets": digest([dict(part.spec) for part in parts])})
 
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
-        name, paths = part.spec["set"], part.spec["paths"]
+        spec, root = part.spec, inputs.root
         device = "cuda" if machine.num_gpus > 0 else "cpu"
         settle_torch(device, machine.num_threads)
         model = _load(self.config.model_dump_json(), self.weights, device, machine.num_threads)
-        if paths[0].endswith(".npy"):
-            names, hashes, embeddings = _given_embeddings(inputs.root, paths[0], model.dim)
+        if "rows" in spec:
+            seen = _given_embeddings(root, spec["of"], range(*spec["rows"]), model.dim)
         else:
-            images = list(_images(inputs.root, name, paths))
-            names, hashes, embeddings, unusable = self._embed(inputs.root, images, model, machine)
-            outputs.count(unusable)
-        columns = {"set": pa.repeat(name, len(names)), "name": names, "phash": pa.array(hashes, pa.string())}
-        outputs.rows_in = len(names)
+            seen = self._embed(root, list(_images(root, spec["set"], spec["paths"])), model, machine)
+        columns = {"set": pa.repeat(spec["set"], len(seen.names)), "name": seen.names, "phash": seen.phashes}
+        outputs.rows_in = seen.num_images
+        outputs.count(seen.unusable)
+        # A fact, so that whoever publishes it is told when it changes.
+        outputs.facts["evaluation"] = {
+            "set": spec["set"],
+            "of": root.within(spec["of"]),
+            "num_images": seen.num_images,
+            "unusable": dict(sorted(seen.unusable.items())),
+        }
         outputs.table("evaluation", EVALUATION, EVALUATION.table(columns))
-        outputs.array("embedding", embeddings)
+        outputs.array("embedding", seen.embeddings)
 
-    def _embed(
-        self, root: Root, images: Sequence[_Named], model: Scorer, machine: Machine
-    ) -> tuple[list[str], list[str | None], NDArray[np.float16], Mapping[str, int]]:
-        """Names, perceptual hashes and embeddings of those that decode, and why others do not.
+    def check(self, commits: Sequence[Commit]) -> None:
+        """Raises InputError for a file, or a folder, of which no image can be compared."""
+        num_images: Counter[str] = Counter()
+        unusable: dict[str, Counter[str]] = {}
+        for found in (commit.facts["evaluation"] for commit in commits):
+            num_images[found["of"]] += found["num_images"]
+            unusable.setdefault(found["of"], Counter()).update(found["unusable"])
+        for of, reasons in unusable.items():
+            if reasons.total() == num_images[of]:
+                told = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
+                raise InputError(
+                    f"dedup.against: {of}: none of its {num_images[of]:,} images can be compared ({told}), so that it "
+                    "would keep nothing out; mend the files or leave them out"
+                )
 
-        They are looked at as the samples are.
-        """
+    def _embed(self, root: Root, images: Sequence[_Named], model: Scorer, machine: Machine) -> _Seen:
+        """The images looked at as the samples are."""
 
         def read() -> Iterator[bytes]:
             for name, place in images:
@@ -118,7 +160,8 @@ class ScoreEvaluation(Step):
         unusable = Counter(np.where(seen.status == OK, NOT_FINITE, seen.status)[~good].tolist())
         hashes = [None if (found := seen.measures[row]) is None else f"{found.phash:016x}" for row in usable]
         embeddings = seen.embeddings[self.scorer][usable].astype(np.float16)
-        return [images[row][0] for row in usable], hashes, embeddings, unusable
+        names = pa.array([images[row][0] for row in usable], pa.string())
+        return _Seen(names, pa.array(hashes, pa.string()), embeddings, unusable)
 
 
 def _as_png(content: bytes, name: str, max_pixels: int) -> bytes:
@@ -137,60 +180,95 @@ def _as_png(content: bytes, name: str, max_pixels: int) -> bytes:
         return content
 
 
-def _pieces(root: Root, address: str) -> Iterator[list[str]]:
-    """The files of a set in parts: each tar or array by itself, images by the thousand.
+def _pieces(root: Root, address: str) -> Iterator[dict[str, Any]]:
+    """The set in parts: each tar by itself, rows of an array by 65,536, images of a folder by the thousand.
 
-    Raises InputError when there are none.
+    A part is told by `of` (the file or folder that it is of), `paths` and, of an array, `rows` [begin, end]. Raises
+    InputError where there are none.
     """
-    if address.endswith((".tar", ".npy")):
-        for path in find_files(root, [address], "dedup.against"):
-            yield [path]
+    if not address.endswith(_PACKED):
+        folder = input_address(root, address)
+        images = _folder_images(root, folder)
+        for begin in range(0, len(images), _PART_IMAGES):
+            yield {"of": folder, "paths": images[begin : begin + _PART_IMAGES]}
         return
-    folder = input_address(root, address)
-    images = [path for path in root.list(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
+    for path in find_files(root, [address], "dedup.against"):
+        if path.endswith(".tar"):
+            yield {"of": path, "paths": [path]}
+            continue
+        with root.open(path) as file:
+            num_rows = EmbeddingFile.open(file, _where(path)).num_rows
+        for begin in range(0, num_rows, _PART_EMBEDDINGS):
+            yield {"of": path, "paths": [path], "rows": [begin, min(begin + _PART_EMBEDDINGS, num_rows)]}
+
+
+def _folder_images(root: Root, folder: str) -> list[str]:
+    """The images in `folder`; raises InputError when there are none, or tars or arrays, which would be passed over."""
+    paths = root.list(folder)
+    images = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+    packed = [path for path in paths if path.lower().endswith(_PACKED)]
+    if packed:
+        pattern = f"{posixpath.dirname(packed[0])}/*{posixpath.splitext(packed[0])[1]}"
+        raise InputError(
+            f"{_where(folder)}: holds {len(packed):,} .tar or .npy files ({_some(packed)}) and {len(images):,} images, "
+            f"wanted images alone; name the files by a pattern of their own, such as {pattern}, and keep images to be "
+            "read in a folder without them"
+        )
     if not images:
         raise InputError(
-            f"dedup.against: {folder}: no images there; name the manifest.json of a published version, a folder of "
+            f"{_where(folder)}: no images there; name the manifest.json of a published version, a folder of "
             f"images ({', '.join(IMAGE_SUFFIXES)}), or .tar or .npy files"
         )
-    for begin in range(0, len(images), _PART_IMAGES):
-        yield images[begin : begin + _PART_IMAGES]
+    return images
 
 
 def _images(root: Root, address: str, paths: list[str]) -> Iterator[_Named]:
     """The images in these files, by their names within the set."""
     folder = f"{input_address(root, address).rstrip('/')}/"
     for path in paths:
-        if not path.endswith(".tar"):
+        if path.endswith(".tar"):
+            yield from _tar_images(root, path)
+        else:
             yield path.removeprefix(folder), path
-            continue
-        shard = path.rpartition("/")[2]
-        try:
-            with root.open(path) as file:
-                places = [member for member in walk(file, path) if member.name.lower().endswith(IMAGE_SUFFIXES)]
-        except TarFault as error:
-            raise InputError(f"dedup.against: {error}; mend the tar or leave it out") from error
-        for member in places:
-            yield f"{shard}/{member.name}", (path, member.offset, member.nbytes)
 
 
-def _given_embeddings(root: Root, path: str, dim: int) -> tuple[list[str], list[str | None], NDArray[np.float16]]:
-    """The rows of an array, named by their numbers. They have no perceptual hash."""
-    where = f"dedup.against: {path}"
+def _tar_images(root: Root, path: str) -> Iterator[_Named]:
+    """The images in a tar; raises InputError when it is broken or holds none."""
     try:
         with root.open(path) as file:
-            rows = np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
-        raise InputError(f"{where}: not a readable .npy array: {error}") from error
-    if rows.ndim != 2 or rows.shape[1] != dim or not np.issubdtype(rows.dtype, np.floating):
+            members = list(walk(file, path))
+    except TarFault as error:
+        raise InputError(f"dedup.against: {error}; mend the tar or leave it out") from error
+    images = [member for member in members if member.name.lower().endswith(IMAGE_SUFFIXES)]
+    if not images:
+        suffixes = [posixpath.splitext(member.name)[1] or "no suffix" for member in members]
         raise InputError(
-            f"{where}: {rows.dtype} {list(rows.shape)}, wanted floats [rows, {dim}]; embed the images with the scorer "
-            "that dedup compares, or give the images themselves"
+            f"{_where(path)}: no images among its {len(members):,} members ({_some(suffixes)}), wanted some that "
+            f"end in {', '.join(IMAGE_SUFFIXES)}; pack the images themselves, or leave the tar out"
         )
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    units = np.divide(rows, lengths, out=np.zeros(rows.shape), where=lengths > 0)
-    name = path.rpartition("/")[2]
-    return [f"{name}/{row}" for row in range(len(rows))], [None] * len(rows), units.astype(np.float16)
+    for member in images:
+        yield f"{posixpath.basename(path)}/{member.name}", (path, member.offset, member.nbytes)
+
+
+def _given_embeddings(root: Root, path: str, rows: range, dim: int) -> _Seen:
+    """Rows of an array, named by their numbers. They have no perceptual hash."""
+    with root.open(path) as file:
+        found = EmbeddingFile.open(file, _where(path))
+        found.check_dim(dim)
+        units = found.units(file, rows.start, rows.stop)
+    name = posixpath.basename(path)
+    names = pa.array([f"{name}/{row}" for row in units.rows.tolist()], pa.string())
+    return _Seen(names, pa.nulls(len(names), pa.string()), units.embeddings, units.unusable)
+
+
+def _where(path: str) -> str:
+    return f"dedup.against: {path}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few different ones, in a message."""
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:_SHOWN]) + (", ..." if len(different) > _SHOWN else "") or "it is empty"
 
 
 @functools.lru_cache(maxsize=1)

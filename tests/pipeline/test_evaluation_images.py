@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from rich.console import Console
 
 from dataengine.config.load import load_config
 from dataengine.job import run_job
+from tests.cli.command import CommandLine
+from tests.cli.conftest import cli
 from tests.conftest import REPOSITORY, SMALL
+
+__all__ = ["cli"]
 
 
 def test_samples_in_an_evaluation_set_are_dropped_with_their_copies(
-    quickstart_run: Path, quickstart_dataset: Path, tmp_path: Path
+    quickstart_run: Path, quickstart_dataset: Path, tmp_path: Path, cli: CommandLine
 ) -> None:
     root = tmp_path / "copy"
     shutil.copytree(quickstart_run, root, copy_function=shutil.copy2)
@@ -38,8 +43,19 @@ def test_samples_in_an_evaluation_set_are_dropped_with_their_copies(
         assert row["similarity"] >= 0.97
     yielded = before.filter(pl.col("survivor_key").is_in(emitted["key"].to_list()) & (pl.col("similarity") == 1.0))
     assert set(yielded["key"]) <= set(dropped["key"]), "exact copies share the fate of the one that is found"
+    assert _compared(finished) == {str(held): {"num_images": 5, "unusable": {}}}
+    (held / "bad.jpg").write_bytes(b"no image")
+    again = _run(root, f"dedup.against=[{held}]")
+    assert again != finished, "another claim, though the same rows are kept"
+    assert _compared(again) == {str(held): {"num_images": 6, "unusable": {"undecodable": 1}}}
+    assert f"Evaluation set {held}: 6 images; could not be compared: 1 undecodable" in cli("stats", again).out
+    assert f"| evaluation_images.{held}.unusable.undecodable | 1 |" in (Path(again) / "README.md").read_text()
     kept = _run(root, f"dedup.against=[{held}]", "select.contaminated=keep")
     assert not pl.read_parquet(Path(kept) / "ledger" / "*.parquet").filter(pl.col("reason") == "contaminated").height
+
+
+def _compared(dataset: str) -> object:
+    return json.loads((Path(dataset) / "manifest.json").read_text())["dedup"]["evaluation_images"]
 
 
 def _run(root: Path, *overrides: str) -> str:

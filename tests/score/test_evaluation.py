@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from dataengine.contract import Inputs, Machine, Outputs
 from dataengine.engine.board import Board
 from dataengine.errors import InputError
 from dataengine.schemas import EVALUATION
+from dataengine.score import evaluation
 from dataengine.score.evaluation import ScoreEvaluation
 from dataengine.score.weights import identify_scorer
 from dataengine.storage.rundir import Commit, RunDirectory
@@ -32,18 +34,24 @@ def picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def score(root: Path, *sets: str) -> tuple[list[dict[str, object]], np.ndarray, list[Commit]]:
+def step_and_board(root: Path, *sets: str) -> tuple[ScoreEvaluation, Board]:
     step = ScoreEvaluation("tiny", TINY, identify_scorer(TINY), LimitsConfig(), sets)
-    run = RunDirectory(Root(str(root)), "run")
-    board = Board(run, [step], {step.name: "0" * 64}, store=False)
+    return step, Board(RunDirectory(Root(str(root)), "run"), [step], {step.name: "0" * 64}, store=False)
+
+
+def score(root: Path, *sets: str) -> tuple[list[dict[str, object]], np.ndarray, list[Commit]]:
+    step, board = step_and_board(root, *sets)
     directory = board.states[step.name].directory
     commits = []
     for part in step.plan(board).parts:
         outputs = Outputs(directory, part.name, "first")
-        step.run(part, Inputs(run.root, {}, {}), outputs, MACHINE)
+        step.run(part, Inputs(board.root, {}, {}), outputs, MACHINE)
         commits.append(outputs.commit({}, 0.0))
-    tables = [read_table(run.root, item.objects["evaluation"].path, EVALUATION).to_pylist() for item in commits]
-    arrays = [read_npy(run.root, item.objects["embedding"].path, item.objects["embedding"].sha256) for item in commits]
+    step.check(commits)
+    tables = [read_table(board.root, item.objects["evaluation"].path, EVALUATION).to_pylist() for item in commits]
+    arrays = [
+        read_npy(board.root, item.objects["embedding"].path, item.objects["embedding"].sha256) for item in commits
+    ]
     return [row for table in tables for row in table], np.concatenate(arrays), commits
 
 
@@ -88,6 +96,94 @@ def test_images_that_do_not_decode_are_counted(tmp_path: Path) -> None:
     rows, _, commits = score(tmp_path, f"{tmp_path}/set")
     assert [row["name"] for row in rows] == ["good.png"]
     assert commits[0].counts == {"undecodable": 1}
+    assert commits[0].facts["evaluation"] == {
+        "set": f"{tmp_path}/set",
+        "of": "set",
+        "num_images": 2,
+        "unusable": {"undecodable": 1},
+    }
+
+
+def test_a_folder_in_several_parts_is_judged_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_PART_IMAGES", 1)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "bad.jpg").write_bytes(b"no image")
+    (tmp_path / "set" / "good.png").write_bytes(picture(1))
+    rows, _, commits = score(tmp_path, f"{tmp_path}/set")
+    assert [row["name"] for row in rows] == ["good.png"]
+    assert [commit.counts for commit in commits] == [{"undecodable": 1}, {}]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_of_which_none_decodes_are_an_error_with_the_reasons(tmp_path: Path, packed: bool) -> None:
+    (tmp_path / "set").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "set" / name).write_bytes(b"no image")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(tmp_path / "set", "set")
+    address = "{root}/set.tar" if packed else "{root}/set"
+    with pytest.raises(InputError, match=r"dedup\.against: set.*none of its 2 images.*undecodable 2"):
+        score(tmp_path, address)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [([], "0 members (it is empty)"), (["a.txt", "b.txt", "c.json", "LICENSE"], "4 members (.txt, .json, no suffix)")],
+)
+def test_a_tar_without_images_is_an_error_that_says_what_it_holds(tmp_path: Path, names: list[str], told: str) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(InputError, match=rf"set\.tar: no images among its {re.escape(told)}, wanted.*\.png"):
+        score(tmp_path, f"{tmp_path}/set.tar")
+
+
+@pytest.mark.parametrize("name", ["more.tar", "deeper/more.npy"])
+def test_a_folder_that_holds_tars_or_arrays_too_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "set" / "deeper").mkdir(parents=True)
+    (tmp_path / "set" / "a.png").write_bytes(picture(1))
+    (tmp_path / "set" / name).write_bytes(b"")
+    pattern = re.escape(f"{(tmp_path / 'set' / name).parent}/*{Path(name).suffix}")
+    with pytest.raises(InputError, match=rf"dedup\.against: {tmp_path}/set: holds 1 .*and 1 images.*{pattern}"):
+        score(tmp_path, f"{tmp_path}/set")
+
+
+def test_embeddings_without_direction_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_PART_EMBEDDINGS", 2)
+    array = np.random.default_rng(0).normal(size=(7, 128))
+    array[[0, 1, 6]] = 0
+    array[3, 5] = np.nan
+    array[4] *= 1e-300
+    array[5] *= 1e300 / np.abs(array[5]).max()
+    np.save(tmp_path / "set.npy", array)
+    rows, embeddings, commits = score(tmp_path, f"{tmp_path}/set.npy")
+    assert [row["name"] for row in rows] == ["set.npy/2", "set.npy/4", "set.npy/5"]
+    assert [commit.counts for commit in commits] == [{"zero": 2}, {"not_finite": 1}, {}, {"zero": 1}]
+    assert [commit.rows_in for commit in commits] == [2, 2, 2, 1]
+    assert np.linalg.norm(embeddings.astype(np.float64), axis=1) == pytest.approx([1, 1, 1], abs=1e-3)
+
+
+def test_parts_of_one_array_are_told_apart_by_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a part whose number now means other rows would be taken from an earlier plan."""
+    monkeypatch.setattr(evaluation, "_PART_EMBEDDINGS", 2)
+    np.save(tmp_path / "set.npy", np.ones((6, 128), np.float32))
+    step, board = step_and_board(tmp_path, f"{tmp_path}/set.npy")
+    reads = [tuple(part.spec["reads"].items()) for part in step.plan(board).parts]
+    assert len(set(reads)) == 3
+
+
+def test_an_array_of_which_no_row_has_a_direction_is_an_error_though_another_has_some(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((3, 128), np.float32))
+    np.save(tmp_path / "b.npy", np.array([[0.0], [np.nan], [np.inf]]) * np.ones(128))
+    with pytest.raises(InputError, match=r"b\.npy: none of its 3 images.*not_finite 2, zero 1"):
+        score(tmp_path, f"{tmp_path}/*.npy")
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00\x05\x00((((("])
+def test_a_broken_array_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "set.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"dedup\.against.*set\.npy: not a readable \.npy array"):
+        score(tmp_path, f"{tmp_path}/set.npy")
 
 
 @pytest.mark.parametrize("array", [np.ones((3, 7), np.float32), np.ones(64, np.float32), np.ones((3, 64), np.int64)])
