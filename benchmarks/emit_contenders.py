@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -122,20 +124,51 @@ def _write(rows: pa.Table, root: Root, write: Callable[[memoryview], object], *,
 
 
 def _ours(folder: Path, out: Path, *, hashed: bool = True, scattered: bool = False) -> None:
+    """What emit writes of each shard, one after another."""
+    for number, rows in enumerate(_shards(folder, scattered=scattered)):
+        _write_part(folder, out, number, rows, hashed=hashed)
+
+
+def _write_part(folder: Path, out: Path, number: int, rows: pa.Table, *, hashed: bool = True) -> None:
     """What a part of emit writes: tar, index, rows of the manifest."""
     root = Root(str(folder))
-    for number, rows in enumerate(_shards(folder, scattered=scattered)):
-        with (out / f"{number:06d}.tar").open("wb") as tar:
-            if hashed:
-                with HashingWriter(nullcontext(tar)) as writer:
-                    layout = _write(rows, root, writer.write)
-            else:
-                layout = _write(rows, root, tar.write, hashed=False)
-        (out / f"{number:06d}.tar.idx").write_bytes(tar_index(layout.sample_offsets))
-        names = [name for name in rows.column_names if name in manifest_schema(SCORES).arrow.names]
-        columns: dict[str, Any] = {name: rows.column(name) for name in names}
-        columns |= layout.columns | {"shard": [f"{number:06d}"] * len(rows), "index_in_shard": np.arange(len(rows))}
-        (out / f"{number:06d}.parquet").write_bytes(parquet_bytes(manifest_schema(SCORES).table(columns)))
+    with (out / f"{number:06d}.tar").open("wb") as tar:
+        if hashed:
+            with HashingWriter(nullcontext(tar)) as writer:
+                layout = _write(rows, root, writer.write)
+        else:
+            layout = _write(rows, root, tar.write, hashed=False)
+    (out / f"{number:06d}.tar.idx").write_bytes(tar_index(layout.sample_offsets))
+    names = [name for name in rows.column_names if name in manifest_schema(SCORES).arrow.names]
+    columns: dict[str, Any] = {name: rows.column(name) for name in names}
+    columns |= layout.columns | {"shard": [f"{number:06d}"] * len(rows), "index_in_shard": np.arange(len(rows))}
+    (out / f"{number:06d}.parquet").write_bytes(parquet_bytes(manifest_schema(SCORES).table(columns)))
+
+
+def _write_every_second(folder: Path, out: Path, first: int) -> None:
+    for number, rows in enumerate(_shards(folder)):
+        if number % 2 == first:
+            _write_part(folder, out, number, rows)
+
+
+def _warm_up(folder: Path, ready: Any) -> None:
+    _payload(folder)
+    ready.wait()
+
+
+def _two_at_once(folder: Path, out: Path) -> Callable[[], None]:
+    """Two workers with a shard each, as the engine has them on two cores."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(3)
+    workers = ProcessPoolExecutor(2, context, _warm_up, (folder, ready))
+    for _ in range(2):
+        workers.submit(int)  # starts a worker
+    ready.wait()
+
+    def run() -> None:
+        list(workers.map(_write_every_second, [folder] * 2, [out] * 2, range(2)))
+
+    return run
 
 
 def _cp(folder: Path, out: Path) -> None:
@@ -202,6 +235,7 @@ CONTENDERS: dict[str, Callable[[Path, Path], Callable[[], None]]] = {
     "cp": lambda folder, out: lambda: _cp(folder, out),
     "sha256 alone": lambda folder, out: lambda: _sha256(folder, out),
     "ours": lambda folder, out: lambda: _ours(folder, out),
+    "ours x2": _two_at_once,
     "ours unhashed": lambda folder, out: lambda: _ours(folder, out, hashed=False),
     "ours scattered": lambda folder, out: lambda: _ours(folder, out, scattered=True),
     "ShardWriter": _shard_writer,
@@ -221,8 +255,8 @@ def _payload(folder: Path) -> tuple[int, int]:
 
 
 def _cpu_seconds(name: str) -> float:
-    """Of this process and of children that have ended; of Ray, whose workers go on, of the whole tree."""
-    if name == "write_webdataset":
+    """Of this process and of children that have ended; where workers go on, of the whole tree."""
+    if name in ("write_webdataset", "ours x2"):
         tree = ProcessTree(os.getpid())
         tree.sample()
         return tree.cpu_seconds
