@@ -54,17 +54,24 @@ def print_stats(address: str, options: list[str]) -> None:
     _print_dedup(dataset.manifest["dedup"], console)
 
 
+def _recall(recall: Mapping[str, Any]) -> str:
+    sample = f"a sample of {recall['num_rows']:,} rows"
+    if recall["value"] is None:
+        bounded = recall["num_bounded_pairs"]
+        beside = f" but {bounded:,} in groups too dense to keep all" if bounded else ""
+        return f"recall could not be measured: {sample} has no true pairs{beside}"
+    return (
+        f"{recall['num_found']:,} of {recall['num_pairs']:,} true pairs found on {sample}; "
+        f"recall {recall['value']:.4f} (95 %: {recall['low']:.4f} to {recall['high']:.4f}), "
+        f"target {recall['target']}{'' if recall['reached'] else ' NOT reached'}"
+    )
+
+
 def _print_dedup(dedup: Mapping[str, Any], console: Console) -> None:
     """How well image duplicates were found, and what evaluation sets were compared."""
     recall = dedup.get("image_recall")
     if recall:
-        console.print(
-            f"Image duplicates: {recall['num_found']:,} of {recall['num_pairs']:,} true pairs found on a sample of "
-            f"{recall['num_rows']:,} rows; recall {recall['value']:.4f} "
-            f"(95 %: {recall['low']:.4f} to {recall['high']:.4f}), "
-            f"target {recall['target']}{'' if recall['reached'] else ' NOT reached'}",
-            highlight=False,
-        )
+        console.print(f"Image duplicates: {_recall(recall)}", highlight=False)
         console.print(
             f"{recall['num_edges']:,} pairs of near-duplicate images; the second witness refused "
             f"{recall['num_refused']:,} more; {recall['num_bounded_rows']:,} rows lie in groups too dense to keep all.",

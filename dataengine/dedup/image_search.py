@@ -98,7 +98,7 @@ class MeasureRecall(Step):
     """Says which share of a sample's true pairs was found; at rung 1 with the wider search, where there was one."""
 
     stage: ClassVar[str] = "dedup"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     sources: tuple[str, ...]
     config: ImageDedupConfig
     rung: int
@@ -157,7 +157,7 @@ class MeasureRecall(Step):
             "num_rows": num_rows,
             "num_pairs": recall.num_pairs,
             "num_found": recall.num_found,
-            "value": round(recall.value, 6),
+            "value": None if recall.value is None else round(recall.value, 6),
             "low": round(recall.low, 6),
             "high": round(recall.high, 6),
             "reached": recall.high >= self.config.target_recall,

@@ -40,9 +40,9 @@ class Recall:
     """Sampled rows that have true pairs, of either kind, and no edge at all."""
 
     @property
-    def value(self) -> float:
-        """num_found / num_pairs; 1 when there was nothing to find."""
-        return self.num_found / self.num_pairs if self.num_pairs else 1.0
+    def value(self) -> float | None:
+        """num_found / num_pairs; None when there was nothing to find."""
+        return self.num_found / self.num_pairs if self.num_pairs else None
 
 
 def sample_size(num_rows: int, recall_rows: int) -> int:
@@ -58,8 +58,8 @@ def recall_sample(keys: pa.Array, num_rows: int, recall_rows: int, seed: int) ->
 def measure(exact: pa.Table, found: pa.Table, sample: pa.Array, bounded: pa.Array) -> Recall:
     """How many of the distinct pairs in `exact` are in `found` (both EDGE).
 
-    `exact` holds every true pair of the rows in `sample` (keys), a pair of two of them perhaps twice; `bounded` holds
-    the keys of rows with more neighbours than they kept.
+    `exact` holds true pairs of the rows in `sample` (keys), all of them or some drawn without regard to what was found,
+    a pair of two sampled rows perhaps twice; `bounded` holds the keys of rows with more neighbours than they kept.
     """
     pairs = exact.group_by(_ENDS).aggregate([])
     dense = pc.or_(pc.is_in(pairs["left_key"], bounded), pc.is_in(pairs["right_key"], bounded))

@@ -27,7 +27,7 @@ def test_wilson_interval_of_a_textbook_case() -> None:
 
 def test_nothing_to_find() -> None:
     recall = measure(EDGE.empty(), EDGE.empty(), KEYS[:10], NOBODY)
-    assert (recall.value, recall.low, recall.high, recall.num_lost) == (1.0, 0.0, 1.0, 0)
+    assert (recall.value, recall.low, recall.high, recall.num_lost) == (None, 0.0, 1.0, 0)
 
 
 def test_the_sample_has_about_the_asked_size_and_all_rows_when_there_are_few() -> None:
