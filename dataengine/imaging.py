@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from dataengine.orientation import DECODER_FAULTS, STEPS, is_lying, orientation_of, upright
 from dataengine.png import decode_common, speaks_late
 from dataengine.scaling import MIN_HALVED, halve, middle, num_halvings, scale
 
@@ -49,20 +48,11 @@ _READERS: dict[str, type[ImageFile]] = {
     "webp": WebPImageFile,
     "gif": GifImageFile,
 }
-# EXIF orientation: the steps of rows and columns that make the picture upright, after the axes changed places from
-# _FIRST_LYING on.
-_STEPS = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
-_FIRST_LYING = 5
-_ORIENTATION_TAG = 0x0112
 # Progressive files hold about 10 scans; in a 50 megapixel bomb each costs 0.1 s and a hundred bytes.
 _MAX_JPEG_SCANS = 100
 # Warnings of libjpeg after which part of the picture is grey or rubbish. Its others, such as stray bytes between
 # markers, come with pictures that every browser shows.
 _DAMAGE = re.compile("premature end|bad huffman code|bad arithmetic code|instead of rst", re.IGNORECASE)
-_DECODER_FAULTS = (
-    OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, ArithmeticError,
-    RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
 
 
 class ImageFault(Exception):
@@ -126,7 +116,7 @@ def open_image(content: bytes, *, max_pixels: int, max_side: int) -> OpenImage:
         wanted = f"at most {max_pixels} pixels and {max_side} a side"
         raise ImageFault("too_many_pixels", f"{width} x {height} pixels, wanted {wanted}")
     orientation = _orientation(file, content)
-    if orientation >= _FIRST_LYING:
+    if is_lying(orientation):
         width, height = height, width
     return OpenImage(content, file, image_format, width, height, orientation)
 
@@ -137,8 +127,7 @@ def render(image: OpenImage, target: tuple[int, int] | None = None, *, cut: bool
     A target of another shape squeezes the picture; with `cut`, the picture loses its longer ends instead. Decodes,
     so call it once per image. Raises ImageFault, and MemoryError.
     """
-    is_lying = image.orientation >= _FIRST_LYING
-    if target is not None and is_lying:
+    if target is not None and is_lying(image.orientation):
         target = target[1], target[0]
     with _decoding():
         pixels, extent = _decode(image, target)
@@ -146,7 +135,7 @@ def render(image: OpenImage, target: tuple[int, int] | None = None, *, cut: bool
             pixels, extent = middle(pixels, extent, target) if cut else (pixels, extent)
             pixels = scale(pixels, extent, target)
         pixels = _to_srgb(pixels, image.file.info.get("icc_profile"))
-    return _upright(pixels, image.orientation)
+    return upright(pixels, image.orientation)
 
 
 @dataclass(frozen=True)
@@ -182,18 +171,12 @@ def reduce(image: OpenImage, min_side: int) -> Reduced:
         for _ in range(num_halvings((wide, high), target, 16, margin=1.0)):
             pixels, wide, high = halve(pixels), wide / 2, high / 2
         pixels = _to_srgb(pixels, image.file.info.get("icc_profile"))
-    rows, columns = _STEPS[image.orientation]
-    wide, high = (high, wide) if image.orientation >= _FIRST_LYING else (wide, high)
-    upright = _upright(pixels, image.orientation)
-    height, width = upright.shape[:2]
+    rows, columns = STEPS[image.orientation]
+    wide, high = (high, wide) if is_lying(image.orientation) else (wide, high)
+    pixels = upright(pixels, image.orientation)
+    height, width = pixels.shape[:2]
     left, top = (width - wide if columns < 0 else 0.0), (height - high if rows < 0 else 0.0)
-    return Reduced(upright, (left, top, left + wide, top + high))
-
-
-def _upright(pixels: _Pixels, orientation: int) -> _Pixels:
-    rows, columns = _STEPS[orientation]
-    turned = pixels.swapaxes(0, 1) if orientation >= _FIRST_LYING else pixels
-    return np.ascontiguousarray(turned[::rows, ::columns])
+    return Reduced(pixels, (left, top, left + wide, top + high))
 
 
 def _num_scans(content: bytes) -> int:
@@ -215,22 +198,15 @@ def _decoding() -> Iterator[None]:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from error
         raise
-    except _DECODER_FAULTS as error:
+    except DECODER_FAULTS as error:
         raise ImageFault("bad_image", f"{type(error).__name__}: {error}") from error
 
 
 def _orientation(file: ImageFile, content: bytes) -> int:
-    """EXIF orientation 1..8; a file without one, or with unreadable EXIF, is upright, as in browsers."""
-    if isinstance(file, PngImageFile) and speaks_late(content):  # the only format whose EXIF may follow the pixels
-        with _decoding():
+    with _decoding():
+        if isinstance(file, PngImageFile) and speaks_late(content):  # the only format whose EXIF may follow the pixels
             file.load()
-    try:
-        with _decoding():
-            # Not the method of PNG, which decodes every picture to look behind it.
-            orientation = Image.Image.getexif(file).get(_ORIENTATION_TAG, 1)
-    except ImageFault:
-        return 1
-    return orientation if orientation in _STEPS else 1
+        return orientation_of(file)
 
 
 def _decode(image: OpenImage, target: Size | None, margin: float = MIN_HALVED) -> tuple[_Pixels, Extent]:

@@ -20,7 +20,7 @@ WIRING = {
     *("located_part", "in_place"),
 }
 LAYERS: dict[str, int] = {
-    "errors": 0, "scaling": 0, "png": 0,
+    "errors": 0, "scaling": 0, "png": 0, "orientation": 0,
     "schemas": 1, "keys": 1, "imaging": 1,
     "config": 2,
     "storage": 2,

@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from dataengine.analyst.faults import Fault
+from dataengine.orientation import is_lying, orientation_of
 from dataengine.storage.tar import BLOCK, Member, TarFault, walk
 
 Row = dict[str, Any]
@@ -56,7 +57,7 @@ def check_hashes(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault]:
 
 
 def check_pictures(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault]:
-    """Images that do not decode to the row's width and height."""
+    """Images that do not decode to the row's width and height, which are those of the upright picture."""
     from PIL import Image, UnidentifiedImageError
 
     for row in rows:
@@ -64,7 +65,9 @@ def check_pictures(file: BinaryIO, path: str, rows: list[Row]) -> Iterator[Fault
         try:
             with Image.open(io.BytesIO(_image(file, row))) as picture:
                 picture.load()
-                found = f"{picture.width}x{picture.height}"
+                turned = is_lying(orientation_of(picture))  # once loaded: EXIF may follow the pixels
+                width, height = picture.size[::-1] if turned else picture.size
+                found = f"{width}x{height}"
         except UnidentifiedImageError:
             found = "no image format that Pillow knows"
         except (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dataengine.errors import CorruptObject, InputError
+from dataengine.orientation import DECODER_FAULTS, jpeg_orientation, orientation_of, upright, upright_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,9 +27,10 @@ _NPY = b"\x93NUMPY"
 def decoder(part: str, decode: Decode) -> Callable[[bytes], Any] | None:
     """What turns the bytes of `part` into its value; None leaves them as they are.
 
-    `pil` makes an RGB picture of the image, `rgb` an array uint8 [height, width, 3], and with both txt is a str, json a
-    dict, and any other member that is an npy file a read-only array; `bytes` leaves everything; a function gets the
-    image's bytes. The decoders raise CorruptObject for contents that do not decode.
+    `pil` makes an RGB picture of the image, `rgb` an array uint8 [height, width, 3], both upright, and with both txt is
+    a str, json a dict, and any other member that is an npy file a read-only array; `bytes` leaves everything; a
+    function gets the image's bytes, which may say an orientation. The decoders raise CorruptObject for contents that
+    do not decode.
     """
     if decode == "bytes":
         return None
@@ -54,7 +56,9 @@ def _picture(content: bytes) -> Image:
     except ImportError as error:
         raise InputError("decode='pil' needs Pillow: install dataengine[trainer], or use decode='bytes'") from error
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        file = Image.open(io.BytesIO(content))
+        picture = file.convert("RGB")
+        return upright_picture(picture, orientation_of(file))  # after the pixels: EXIF may follow them
     except UnidentifiedImageError as error:
         raise CorruptObject(f"image of {len(content)} bytes does not decode: unknown format") from error
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
@@ -67,8 +71,8 @@ def _pixels(content: bytes) -> np.ndarray[Any, Any]:
         try:
             import simplejpeg
 
-            return simplejpeg.decode_jpeg(content)
-        except (ImportError, ValueError):  # CMYK and the like are left to Pillow
+            return upright(simplejpeg.decode_jpeg(content), jpeg_orientation(content))
+        except (ImportError, *DECODER_FAULTS):  # CMYK and the like are left to Pillow
             pass
     return np.asarray(_picture(content))
 
