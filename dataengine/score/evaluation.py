@@ -31,7 +31,13 @@ from dataengine.score.embedding_file import EmbeddingFile
 from dataengine.score.metrics import Reporter, Waits
 from dataengine.score.part import NOT_FINITE, Looker, PartInput
 from dataengine.score.pictures import OK
-from dataengine.storage.inputs import find_files, input_address, quick_fingerprint
+from dataengine.storage.inputs import (
+    files_beneath,
+    find_files,
+    input_address,
+    pattern_folder,
+    quick_fingerprint,
+)
 from dataengine.storage.rundir import Commit, Part, Plan, digest
 from dataengine.storage.store import Root
 from dataengine.storage.tar import TarFault, walk
@@ -44,6 +50,13 @@ _REWRITTEN: dict[str, type[BmpImageFile] | type[TiffImageFile]] = {
 """What benchmarks hold and the web does not: made PNG before it is looked at as the samples are."""
 IMAGE_SUFFIXES = tuple(f".{name}" for name in sorted(IMAGE_EXTENSIONS))
 _PACKED = (".tar", ".npy")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_BESIDE = frozenset(
+    {".cls", ".csv", ".htm", ".html", ".json", ".jsonl", ".md", ".npy", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
+)
+"""Suffixes of what plainly tells of images, and is none."""
+_OTHER_FILE = "other_file"
+"""Reason of files that are neither read as images nor plainly something else: some may be images."""
 _PART_IMAGES = 1000
 _PART_EMBEDDINGS = 65_536
 _SHOWN = 5
@@ -76,7 +89,7 @@ class ScoreEvaluation(Step):
     """Embeds the images of evaluation sets with the scorer whose embeddings dedup compares."""
 
     stage: ClassVar[str] = "score"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     stateful: ClassVar[bool] = True
     scorer: str
     config: ScorerConfig
@@ -115,7 +128,8 @@ class ScoreEvaluation(Step):
         if "rows" in spec:
             seen = _given_embeddings(root, spec["of"], range(*spec["rows"]), model.dim)
         else:
-            seen = self._embed(root, list(_images(root, spec["set"], spec["paths"])), model, machine)
+            images, num_others = _images(root, spec)
+            seen = self._embed(root, images, num_others, model, machine)
         columns = {"set": pa.repeat(spec["set"], len(seen.names)), "name": seen.names, "phash": seen.phashes}
         outputs.rows_in = seen.num_images
         outputs.count(seen.unusable)
@@ -144,8 +158,8 @@ class ScoreEvaluation(Step):
                     "would keep nothing out; mend the files or leave them out"
                 )
 
-    def _embed(self, root: Root, images: Sequence[_Named], model: Scorer, machine: Machine) -> _Seen:
-        """The images looked at as the samples are."""
+    def _embed(self, root: Root, images: Sequence[_Named], num_others: int, model: Scorer, machine: Machine) -> _Seen:
+        """The images looked at as the samples are; `num_others` files beside them are counted."""
 
         def read() -> Iterator[bytes]:
             for name, place in images:
@@ -158,6 +172,8 @@ class ScoreEvaluation(Step):
         good = seen.good[self.scorer]
         usable = np.flatnonzero(good).tolist()
         unusable = Counter(np.where(seen.status == OK, NOT_FINITE, seen.status)[~good].tolist())
+        if num_others:
+            unusable[_OTHER_FILE] = num_others
         hashes = [None if (found := seen.measures[row]) is None else f"{found.phash:016x}" for row in usable]
         embeddings = seen.embeddings[self.scorer][usable].astype(np.float16)
         names = pa.array([images[row][0] for row in usable], pa.string())
@@ -183,14 +199,15 @@ def _as_png(content: bytes, name: str, max_pixels: int) -> bytes:
 def _pieces(root: Root, address: str) -> Iterator[dict[str, Any]]:
     """The set in parts: each tar by itself, rows of an array by 65,536, images of a folder by the thousand.
 
-    A part is told by `of` (the file or folder that it is of), `paths` and, of an array, `rows` [begin, end]. Raises
-    InputError where there are none.
+    A part is told by `of` (the file or folder that it is of), `paths` and, of an array, `rows` [begin, end]; a folder's
+    first tells the number of its `others`. Raises InputError where there are none.
     """
     if not address.endswith(_PACKED):
         folder = input_address(root, address)
-        images = _folder_images(root, folder)
+        images, num_others = _folder_images(root, folder)
         for begin in range(0, len(images), _PART_IMAGES):
-            yield {"of": folder, "paths": images[begin : begin + _PART_IMAGES]}
+            others = num_others if begin == 0 else 0
+            yield {"of": folder, "paths": images[begin : begin + _PART_IMAGES], "others": others}
         return
     for path in find_files(root, [address], "dedup.against"):
         if path.endswith(".tar"):
@@ -202,10 +219,13 @@ def _pieces(root: Root, address: str) -> Iterator[dict[str, Any]]:
             yield {"of": path, "paths": [path], "rows": [begin, min(begin + _PART_EMBEDDINGS, num_rows)]}
 
 
-def _folder_images(root: Root, folder: str) -> list[str]:
-    """The images in `folder`; raises InputError when there are none, or tars or arrays, which would be passed over."""
-    paths = root.list(folder)
-    images = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+def _folder_images(root: Root, folder: str) -> tuple[list[str], int]:
+    """The images in `folder`, and how many files there may be others.
+
+    Raises InputError when there are no images, or tars or arrays, which would be passed over.
+    """
+    paths = files_beneath(root, folder, "dedup.against")
+    images = [path for path in paths if _is_image(path)]
     packed = [path for path in paths if path.lower().endswith(_PACKED)]
     if packed:
         pattern = f"{posixpath.dirname(packed[0])}/*{posixpath.splitext(packed[0])[1]}"
@@ -215,39 +235,66 @@ def _folder_images(root: Root, folder: str) -> list[str]:
             "read in a folder without them"
         )
     if not images:
-        raise InputError(
-            f"{_where(folder)}: no images there; name the manifest.json of a published version, a folder of "
+        raise InputError(f"{_where(folder)}: {_why_none(root, folder, paths)}")
+    return images, _num_others(paths)
+
+
+def _why_none(root: Root, folder: str, paths: Sequence[str]) -> str:
+    """Why no image is found at an address that is read as a folder's, in which `paths` lie, and what to do."""
+    if paths or _is_local_folder(root, folder):
+        return (
+            f"no images there ({_some(_suffixes(paths))}); name the manifest.json of a published version, a folder of "
             f"images ({', '.join(IMAGE_SUFFIXES)}), or .tar or .npy files"
         )
-    return images
+    if folder.lower().endswith(_COMPRESSED):
+        return "compressed tars are not read: unpack it or make a plain tar"
+    if root.exists(folder):
+        if _is_image(folder):
+            return f"is one image: name its folder, {posixpath.dirname(folder)}"
+        return "is a file, but neither a .tar nor a .npy: name a folder of images, or .tar or .npy files"
+    if (fixed := pattern_folder(folder)) is not None:
+        return f"patterns are for .tar and .npy files: name the folder, such as {fixed or '/'}"
+    return "does not exist; check the path, and that this machine can reach it"
 
 
-def _images(root: Root, address: str, paths: list[str]) -> Iterator[_Named]:
-    """The images in these files, by their names within the set."""
-    folder = f"{input_address(root, address).rstrip('/')}/"
-    for path in paths:
-        if path.endswith(".tar"):
-            yield from _tar_images(root, path)
-        else:
-            yield path.removeprefix(folder), path
+def _is_local_folder(root: Root, folder: str) -> bool:
+    local = root.local_path(folder)
+    return local is not None and local.is_dir()
 
 
-def _tar_images(root: Root, path: str) -> Iterator[_Named]:
-    """The images in a tar; raises InputError when it is broken or holds none."""
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _num_others(names: Sequence[str]) -> int:
+    """How many are not read, though they may be images."""
+    return sum(not _is_image(name) and posixpath.splitext(name)[1].lower() not in _BESIDE for name in names)
+
+
+def _images(root: Root, spec: Mapping[str, Any]) -> tuple[list[_Named], int]:
+    """The images of a part, by their names within the set, and how many files beside them may be others."""
+    if "others" not in spec:
+        return _tar_images(root, spec["of"])
+    folder = f"{input_address(root, spec['set']).rstrip('/')}/"
+    return [(path.removeprefix(folder), path) for path in spec["paths"]], spec["others"]
+
+
+def _tar_images(root: Root, path: str) -> tuple[list[_Named], int]:
+    """The images in a tar, and how many members may be others; raises InputError when it is broken or holds none."""
     try:
         with root.open(path) as file:
             members = list(walk(file, path))
     except TarFault as error:
         raise InputError(f"dedup.against: {error}; mend the tar or leave it out") from error
-    images = [member for member in members if member.name.lower().endswith(IMAGE_SUFFIXES)]
+    images = [member for member in members if _is_image(member.name)]
+    names = [member.name for member in members]
     if not images:
-        suffixes = [posixpath.splitext(member.name)[1] or "no suffix" for member in members]
         raise InputError(
-            f"{_where(path)}: no images among its {len(members):,} members ({_some(suffixes)}), wanted some that "
-            f"end in {', '.join(IMAGE_SUFFIXES)}; pack the images themselves, or leave the tar out"
+            f"{_where(path)}: no images among its {len(members):,} members ({_some(_suffixes(names))}), wanted some "
+            f"that end in {', '.join(IMAGE_SUFFIXES)}; pack the images themselves, or leave the tar out"
         )
-    for member in images:
-        yield f"{posixpath.basename(path)}/{member.name}", (path, member.offset, member.nbytes)
+    base = posixpath.basename(path)
+    return [(f"{base}/{item.name}", (path, item.offset, item.nbytes)) for item in images], _num_others(names)
 
 
 def _given_embeddings(root: Root, path: str, rows: range, dim: int) -> _Seen:
@@ -263,6 +310,10 @@ def _given_embeddings(root: Root, path: str, rows: range, dim: int) -> _Seen:
 
 def _where(path: str) -> str:
     return f"dedup.against: {path}"
+
+
+def _suffixes(names: Sequence[str]) -> list[str]:
+    return [posixpath.splitext(name)[1] or "no suffix" for name in names]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,10 +42,9 @@ def find_files(root: Root, patterns: Iterable[str], where: str) -> list[str]:
 def _expand(root: Root, address: str) -> list[str]:
     if root.exists(address):  # also when a folder on the way has brackets in its name
         return [address]
-    glob = _GLOB.search(address)
-    if glob is None:
+    folder = pattern_folder(address)
+    if folder is None:
         return []
-    folder = address[: glob.start()].rpartition("/")[0]
     return [path for path in root.list(folder or "/") if _matches(path, address)]
 
 
@@ -52,6 +52,44 @@ def _matches(path: str, pattern: str) -> bool:
     """Whether `pattern` fits folder by folder, as in a shell: `*` does not cross a slash."""
     names, globs = path.split("/"), pattern.split("/")
     return len(names) == len(globs) and all(map(fnmatch.fnmatchcase, names, globs))
+
+
+def pattern_folder(address: str) -> str | None:
+    """The folder that every match of a pattern lies beneath; None when `address` is no pattern."""
+    glob = _GLOB.search(address)
+    return None if glob is None else address[: glob.start()].rpartition("/")[0]
+
+
+def files_beneath(root: Root, folder: str, where: str) -> list[str]:
+    """Sorted addresses of the files in `folder` and its subfolders, linked ones too; each folder is read once.
+
+    Raises InputError for a subfolder that cannot be read, or a link to a folder that `folder` itself lies in.
+    """
+    local = root.local_path(folder)
+    if local is None:
+        return root.list(folder)
+    if not local.is_dir():
+        return []
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{where}: {error.filename}: {error.strerror or error}; let this user read it") from error
+
+    top, seen, found = local.resolve(), set[Path](), list[str]()
+    for parent, folders, names in os.walk(local, onerror=refuse, followlinks=True):
+        real = Path(parent).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        if real != top and top.is_relative_to(real):
+            raise InputError(
+                f"{where}: {parent}: is a link to {real}, which {folder} itself lies in; remove it, or name the "
+                "folders beside it one by one"
+            )
+        seen.add(real)
+        folders.sort()
+        inner = Path(parent).relative_to(local)
+        found += [(inner / name).as_posix() for name in names if not name.startswith(".aside-")]
+    return sorted(f"{folder.rstrip('/')}/{name}" for name in found)
 
 
 def content_fingerprint(root: Root, path: str) -> str:

@@ -22,6 +22,7 @@ from dataengine.score.weights import identify_scorer
 from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_npy, read_table
+from tests.conftest import REPOSITORY
 
 TINY = ScorerConfig(model="tiny-clip", pretrained="builtin")
 MACHINE = Machine(1, 0, 1, {}, lambda: datetime.now(UTC))
@@ -191,6 +192,85 @@ def test_embeddings_of_another_model_are_refused(tmp_path: Path, array: np.ndarr
     np.save(tmp_path / "set.npy", array)
     with pytest.raises(InputError, match=r"dedup\.against.*set\.npy.*wanted floats"):
         score(tmp_path, f"{tmp_path}/set.npy")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_that_may_be_images_but_are_not_read_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr(evaluation, "_PART_IMAGES", 1)
+    (tmp_path / "set").mkdir()
+    for number, name in enumerate(("good.png", "more.png")):
+        (tmp_path / "set" / name).write_bytes(picture(number))
+    others = ["a.ppm", "b.JFIF", "c.avif", "ILSVRC2012_val_00000001"]
+    beside = ["a.txt", "a.JSON", "a.cls", "a.md", "a.csv", "a.html", "a.xml", "a.yaml"]
+    for name in others + beside:
+        (tmp_path / "set" / name).write_bytes(b"")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(tmp_path / "set", "set")
+        tar.addfile(tarfile.TarInfo("a.npy"))
+    rows, _, commits = score(tmp_path, "{root}/set.tar" if packed else "{root}/set")
+    assert len(rows) == 2
+    assert [commit.counts for commit in commits] == ([{"other_file": 4}] if packed else [{"other_file": 4}, {}])
+    facts = [commit.facts["evaluation"] for commit in commits]
+    assert sum(found["num_images"] for found in facts) == 6
+    assert facts[0]["unusable"] == {"other_file": 4}
+
+
+def test_a_file_that_joins_the_others_of_a_folder_makes_another_part(tmp_path: Path) -> None:
+    """Else an earlier count would stand in the manifest."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(picture(1))
+    step, board = step_and_board(tmp_path, f"{tmp_path}/set")
+    before = step.plan(board)
+    (tmp_path / "set" / "b.ppm").write_bytes(b"")
+    after = step.plan(board)
+    assert before.parts[0].spec["reads"] != after.parts[0].spec["reads"]
+
+
+def test_the_docs_say_which_files_are_read_and_which_are_passed_over() -> None:
+    text = (REPOSITORY / "docs" / "dedup-images.md").read_text()
+    for suffix in (*evaluation.IMAGE_SUFFIXES, *evaluation._BESIDE):
+        assert f"`{suffix}`" in text
+
+
+def test_images_in_a_linked_subfolder_are_compared_too(tmp_path: Path) -> None:
+    for name in ("set", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(picture(len(name)))
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    rows, _, _ = score(tmp_path, f"{tmp_path}/set")
+    assert [row["name"] for row in rows] == ["linked/elsewhere.png", "set.png"]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("nowhere", "does not exist"),
+        ("set/a.png", "is one image: name its folder, ROOT/set"),
+        ("set/a.txt", "is a file, but neither a .tar nor a .npy"),
+        ("set/*.jpg", "patterns are for .tar and .npy files: name the folder, such as ROOT/set"),
+        ("p.tar.gz", "compressed tars are not read: unpack it or make a plain tar"),
+        ("*.tgz", "compressed tars are not read: unpack it or make a plain tar"),
+        ("texts", "no images there (.txt); name"),
+        ("empty", "no images there (it is empty); name"),
+    ],
+)
+def test_an_address_where_nothing_is_read_is_told_why(tmp_path: Path, address: str, told: str) -> None:
+    for name in ("set/a.png", "set/a.txt", "texts/a.txt", "p.tar.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    told = f"dedup.against: {tmp_path}/{address}: {told.replace('ROOT', str(tmp_path))}"
+    with pytest.raises(InputError, match=re.escape(told)):
+        score(tmp_path, f"{tmp_path}/{address}")
+
+
+def test_an_empty_prefix_of_a_bucket_does_not_exist(s3_server: dict[str, str], tmp_path: Path) -> None:
+    board = Board(RunDirectory(Root("s3://lake", tuple(sorted(s3_server.items()))), "run"), [], {}, store=False)
+    step = ScoreEvaluation("tiny", TINY, "weights", LimitsConfig(), (f"s3://lake/{tmp_path.name}/none",))
+    with pytest.raises(InputError, match=r"none: does not exist"):
+        step.plan(board)
 
 
 @pytest.mark.parametrize("address", ["nowhere", "empty", "none.tar"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from dataengine.errors import InputError
-from dataengine.storage.inputs import find_files
+from dataengine.storage.inputs import files_beneath, find_files
 from dataengine.storage.store import Root
 
 
@@ -47,3 +48,39 @@ def test_a_pattern_that_finds_nothing_is_an_error(tmp_path: Path) -> None:
     for pattern in ("{root}/none.csv", "{root}/*.csv"):
         with pytest.raises(InputError, match=r"here: .*no such file"):
             find_files(Root(str(tmp_path)), [pattern], "here")
+
+
+def test_files_beneath_a_folder_are_found_through_links_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    lay(tmp_path, "set/b.png", "set/z/c.png", "elsewhere/deep/d.png")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "zz").symlink_to(tmp_path / "set" / "z")
+    (tmp_path / "name").symlink_to(tmp_path / "set")
+    root = Root(str(tmp_path))
+    for top in (f"{tmp_path}/set", f"{tmp_path}/name", f"{tmp_path}/set/", f"file://{tmp_path}/set"):
+        base = top.rstrip("/")
+        wanted = [f"{base}/b.png", f"{base}/linked/deep/d.png", f"{base}/z/c.png"]
+        assert files_beneath(root, top, "here") == wanted
+    assert files_beneath(root, f"{tmp_path}/none", "here") == []
+
+
+def test_a_link_to_a_folder_around_the_one_that_is_listed_is_refused(tmp_path: Path) -> None:
+    lay(tmp_path, "all/set/a.png", "all/train/b.png")
+    (tmp_path / "all" / "set" / "up").symlink_to(tmp_path / "all")
+    with pytest.raises(InputError, match=rf"here: {tmp_path}/all/set/up: is a link to {tmp_path}/all, which"):
+        files_beneath(Root(str(tmp_path)), f"{tmp_path}/all/set", "here")
+
+
+def test_a_subfolder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay(tmp_path, "set/closed/a.png", "set/b.png")
+    scan = os.scandir
+
+    def scandir(path: str | os.PathLike[str]) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"here: .*/set/closed: Permission denied"):
+        files_beneath(Root(str(tmp_path)), f"{tmp_path}/set", "here")
