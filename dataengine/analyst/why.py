@@ -22,7 +22,7 @@ from dataengine.keys import KEY_CHARS, url_keys
 MIN_PREFIX_CHARS = 8  # 32 bits: among 24 million keys, one prefix in 180 meets a second row
 NUM_SUGGESTIONS = 3
 NUM_COMPARED = 2000  # URLs of the same host that suggestions are drawn from
-_PLAIN = ("key", "source", "url", "num_rows", "state", "stage", "reason", "rule_value")
+_PLAIN = ("key", "source", "url", "num_rows", "state", "stage", "reason", "rule_value", "similarity")
 _MEMBERS = ("image", "txt", "json")
 _LAST = "g"  # sorts after every hex digit
 
@@ -51,7 +51,6 @@ class Survivor:
     key: str
     url: str | None
     shard: str | None
-    similarity: float | None
     stored: str | None = None
 
 
@@ -67,6 +66,8 @@ class Outcome:
     stage: str | None
     reason: str | None
     rule_value: str | None
+    similarity: float | None
+    """To what it yields to, or to what of an evaluation set it matches."""
     survivor: Survivor | None
     placement: Placement | None
     record: Record | None = None
@@ -131,13 +132,14 @@ def _undecided(run: RunTables, record: Record) -> Outcome:
     other = run.record(chosen["survivor_key"]) if chosen.get("survivor_key") else None
     survivor = None
     if other is not None:
-        survivor = Survivor(chosen["survivor_key"], other.candidate["url"], None, chosen["similarity"], other.stored)
+        survivor = Survivor(chosen["survivor_key"], other.candidate["url"], None, other.stored)
     return Outcome(
         **{name: record.candidate[name] for name in ("key", "source", "url", "num_rows")},
         state=state,
         stage=told.get("stage"),
         reason=told.get("reason"),
         rule_value=told.get("rule_value"),
+        similarity=told.get("similarity"),
         survivor=survivor,
         placement=None,
         record=record,
@@ -179,13 +181,11 @@ def _sample(dataset: Dataset, shards: pl.DataFrame, key: str) -> dict[str, Any] 
 
 
 def _survivor(dataset: Dataset, shards: pl.DataFrame, row: dict[str, Any], run: RunTables | None) -> Survivor:
-    key, similarity = row["survivor_key"], row["similarity"]
+    key = row["survivor_key"]
     (other,) = dataset.ledger().filter(pl.col("key") == key).collect().to_dicts() or [{"url": None, "state": None}]
     sample = _sample(dataset, shards, key) if other["state"] == "emitted" else None
     record = run.record(key) if run is not None else None
-    return Survivor(
-        key, other["url"], sample["shard"] if sample else None, similarity, record.stored if record else None
-    )
+    return Survivor(key, other["url"], sample["shard"] if sample else None, record.stored if record else None)
 
 
 def _placement(row: dict[str, Any], paths: dict[str, str], scores: list[str]) -> Placement:

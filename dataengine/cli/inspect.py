@@ -108,11 +108,11 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     if outcome.record is not None:
         lines |= dict(_seen_by_stages(outcome.record))
     lines |= {"dropped at": outcome.stage, "reason": outcome.reason, "evidence": outcome.rule_value}
+    lines["similarity"] = outcome.similarity
     if outcome.survivor is not None:
         kept = outcome.survivor
         where = f"in shard {kept.shard}" if kept.shard else "itself not emitted"
         lines["yields to"] = f"{kept.key} {kept.url or ''} ({where})"
-        lines["similarity"] = kept.similarity
         lines["its image"] = kept.stored
     if outcome.placement is not None:
         placed = outcome.placement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def test_samples_in_an_evaluation_set_are_dropped_with_their_copies(
     for row in dropped.filter(pl.col("key").is_in(emitted["key"].to_list())).iter_rows(named=True):
         assert row["rule_value"] == f"{held} {row['key']}.jpg"
         assert row["similarity"] >= 0.97
+    told = cli("why", finished, emitted["key"][0]).out
+    assert re.search(rf"evidence +{re.escape(str(held))} .*\n +similarity +(0\.9|1\.0)", told), told
     yielded = before.filter(pl.col("survivor_key").is_in(emitted["key"].to_list()) & (pl.col("similarity") == 1.0))
     assert set(yielded["key"]) <= set(dropped["key"]), "exact copies share the fate of the one that is found"
     assert _compared(finished) == {str(held): {"num_images": 5, "unusable": {}}}
