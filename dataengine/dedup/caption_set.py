@@ -51,7 +51,8 @@ def read_captions(root: Root, address: str, column: str) -> pa.ChunkedArray:
 
 def _lines(text: str) -> list[str]:
     """As editors number them: `str.splitlines` would also end a line at U+2028, U+0085 and the like."""
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    lines = text.replace("\r\n", "\n").removesuffix("\n")
+    return lines.split("\n") if lines else []
 
 
 def write_caption_set(root: Root, folder: str, captions: pa.ChunkedArray, spec: SignatureSpec) -> int:

@@ -32,7 +32,7 @@ KIND = "image_embedding"
 NUM_AXES = 127  # a vector of 128 with the length of the rest
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
 _INT8_ROWS = 256  # with fewer, to round and scale takes what multiplying saves
-_SQUARE_ROUNDING = np.float32(1e-5)
+_SQUARE_ROUNDING = np.float32(1e-5)  # more than float32 loses of the square of a rest
 _SPREAD = 2_654_435_761  # a prime: multiples of it lie anywhere (Knuth, The Art of Computer Programming 3, 6.4)
 _EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
 

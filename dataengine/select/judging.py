@@ -47,9 +47,6 @@ class Judged:
     evidence: pa.Array
     """These words, large_string."""
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
 
 @dataclass(frozen=True)
 class Judge:

@@ -165,7 +165,7 @@ def first_failed(under: Sequence[NDArray[np.uint8]], num_rows: int) -> NDArray[n
     none = np.int16(len(under))
     first = np.full(num_rows, none, np.int16)
     for number, state in enumerate(under):
-        # Arithmetic, for it is done 32 rows at a time; to choose by a mask takes ten times as long.
+        # Arithmetic, for it is done 32 rows at a time; to choose by a mask takes four times as long.
         np.minimum(first, np.int16(number) + (state == PASSED) * none, out=first)
     return np.where(first == none, np.int16(-1), first)
 
