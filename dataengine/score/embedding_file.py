@@ -1,7 +1,7 @@
 """Embeddings that somebody made elsewhere: rows of a `.npy` file in, unit vectors out, some rows at a time.
 
 The file is hostile: its header is believed only where the file is as long as it says, and nothing is held but a block
-of rows and the result. It opens no stores.
+of rows and the result. It knows no stores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 
 from dataengine.errors import InputError
 from dataengine.score.part import NOT_FINITE
-from dataengine.storage.tables import npy_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +65,7 @@ class EmbeddingFile:
         """
         head = io.BytesIO(file.read(_HEADER_BYTES))
         try:
-            shape, fortran, dtype = npy_header(head)
+            shape, fortran, dtype = _parse(head)
         except _BAD_HEADER as error:
             raise InputError(
                 f"{where}: not a readable .npy array: {str(error) or 'no header'}; save the embeddings "
@@ -133,6 +132,14 @@ class EmbeddingFile:
 
 
 _MAKE_THEM = "embed the images with the scorer that dedup compares, or give the images themselves"
+
+
+def _parse(head: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is in Fortran order, and type; raises any of `_BAD_HEADER`."""
+    major, _ = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(head)
+    return shape, fortran, dtype
 
 
 def unit_rows(rows: NDArray[np.floating]) -> tuple[NDArray[np.float16], NDArray[np.bool_], Counter[str]]:

@@ -123,24 +123,15 @@ def read_npy(root: Root, path: str, sha256: str) -> NDArray[Any]:
         raise CorruptObject(f"{root.address(path)}: not a readable .npy array: {error}") from error
 
 
-def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether it is in Fortran order, and type of a `.npy` array, whose numbers follow in `file`.
-
-    Raises ValueError when it is none, and of a hostile header whatever else numpy's parser lets out.
-    """
-    major, _ = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    return shape, fortran, dtype
-
-
 def _mapped(content: bytes) -> NDArray[Any]:
     """The array that a `.npy` file holds, on the file's own bytes and so not to be written to.
 
     Raises ValueError when it is none.
     """
     header = io.BytesIO(content)
-    shape, fortran, dtype = npy_header(header)
+    major, _ = np.lib.format.read_magic(header)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(header)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     found = np.frombuffer(content, dtype, offset=header.tell())
