@@ -277,6 +277,8 @@ class _Search:
         """Which of the proposed pairs do reach `min_similarity`; one that does not must take nobody's place."""
         reaches = np.ones(len(caller), bool)
         doubtful = np.flatnonzero(similarity < self.config.min_similarity + FLOAT32_ERROR)
+        if not len(doubtful):
+            return reaches
         exact = _exact(self.bucket.rows, caller[doubtful], self.bucket.rows, member[doubtful]).similarity
         reaches[doubtful] = exact >= self.config.min_similarity
         return reaches
