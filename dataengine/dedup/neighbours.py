@@ -19,7 +19,7 @@ from dataengine.dedup.arrays import distinct, widened
 from dataengine.dedup.bounded import kept
 from dataengine.dedup.cells import unit_vectors
 from dataengine.dedup.edges import Pairs, edge_table
-from dataengine.dedup.products import FLOAT32_ERROR, MAX_DOUBTFUL, Products, dots
+from dataengine.dedup.products import FLOAT32_ERROR, Products, dots
 from dataengine.dedup.witness import NO_DISTANCE, Hashes, confirmed
 from dataengine.keys import draws
 
@@ -34,6 +34,7 @@ _BLOCK_FLOATS = 1 << 22  # 16 MiB of similarities at a time
 _INT8_ROWS = 256  # with fewer, to round and scale takes what multiplying saves
 _SQUARE_ROUNDING = np.float32(1e-5)  # more than float32 loses of the square of a rest
 _SPREAD = 2_654_435_761  # a prime: multiples of it lie anywhere (Knuth, The Art of Computer Programming 3, 6.4)
+_MAX_EXACT = 0.01  # to decide a pair by itself takes as long as 100 products in a matrix
 _EXACT_PAIRS = 1 << 13  # at most two blocks of 16 MiB at 512 dimensions
 
 
@@ -197,7 +198,7 @@ def _compared(
         product, error = briefs.of(brief[run])
         near = np.flatnonzero(product >= _floor(config) - error)
         left, right = np.divmod(near, max(len(second), 1))
-        if len(left) > MAX_DOUBTFUL * len(brief[run]) * len(second):
+        if len(left) > _MAX_EXACT * len(brief[run]) * len(second):
             pairs = _proposed(first[run], second, config, int8)
             left, right = (np.concatenate(side) for side in list(zip(*pairs, strict=True))[:2])
         yield left + top, right

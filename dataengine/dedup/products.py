@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-MAX_DOUBTFUL = 0.01  # a product by itself takes as long as about 100 in a matrix
+_MAX_DOUBTFUL = 0.05  # a product by itself takes as long as 8 in a float32 matrix, or 20 in one of 8 bits
 _MIN_CELLS = 640  # 66,000 rows at the default: well below, to load torch (1.2 CPU-seconds) costs more than it saves
 FLOAT32_ERROR = 1e-4  # more than float32 can lose in a product of unit vectors of 2,048 dimensions
 _LARGEST = 127  # of 8 bits, so that a sum of 100,000 products fits 32
@@ -68,7 +68,7 @@ class Products:
         product, error = self.of(first)
         error = error + 2 * FLOAT32_ERROR if self.int8 else 0.0
         flat = np.flatnonzero(product >= floor - error)
-        if error and np.count_nonzero(product.ravel()[flat] < floor + error) > MAX_DOUBTFUL * product.size:
+        if error and np.count_nonzero(product.ravel()[flat] < floor + error) > _MAX_DOUBTFUL * product.size:
             product, error = first @ self.rows.T, 0.0
             flat = np.flatnonzero(product >= floor)
         left, right = np.divmod(flat, product.shape[1])
@@ -91,7 +91,7 @@ class Products:
         """
         if not self.int8:
             return product[left, right]
-        if len(left) > MAX_DOUBTFUL * product.size:
+        if len(left) > _MAX_DOUBTFUL * product.size:
             return np.asarray((first @ self.rows.T)[left, right])
         return dots(first, left, self.rows, right)
 
