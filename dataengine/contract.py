@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from dataengine.schemas import TableSchema
@@ -200,7 +201,7 @@ class Inputs:
 
     def array(self, step: str, name: str) -> NDArray[Any]:
         """The array that the same part of `step` wrote as `name`."""
-        return _read_array(self.root, self.by_part[step].objects[name])
+        return read_npy(self.root, self.by_part[step].objects[name])
 
     def tables(
         self, step: str, name: str, schema: TableSchema, columns: Sequence[str] | None = None
@@ -212,7 +213,7 @@ class Inputs:
     def arrays(self, step: str, name: str) -> Iterator[NDArray[Any]]:
         """The arrays `name` of every part of `step`, in part order, one at a time."""
         for commit in self.commits(step):
-            yield _read_array(self.root, commit.objects[name])
+            yield read_npy(self.root, commit.objects[name])
 
     def bucket(self, step: str, name: str, schema: TableSchema, bucket: int) -> pa.Table:
         """The rows that every part of `step` routed to `bucket`, in part order."""
@@ -240,10 +241,6 @@ class Inputs:
             for name in sorted(commit.objects):
                 if name.startswith(prefix):
                     yield read_bucket(self.root, commit.objects[name].path, schema, bucket)
-
-
-def _read_array(root: Root, item: ObjectRef) -> NDArray[Any]:
-    return read_npy(root, item.path, item.sha256)
 
 
 @dataclass
@@ -327,7 +324,8 @@ class Outputs:
         """Write an object to a place of its own; its bytes must be a pure function of the part's inputs."""
         with self.directory.root.writer(path) as writer:
             writer.write(content)
-        self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, num_rows)
+        xxh3 = xxhash.xxh3_64_hexdigest(content)
+        self.objects[name] = ObjectRef(path, writer.num_bytes, writer.sha256, num_rows, xxh3)
 
     def path(self, suffix: str) -> str:
         """The attempt's own path for an object."""

@@ -258,8 +258,7 @@ class PlaceVectors(Step):
 @functools.lru_cache(maxsize=1)
 def _cells(centroids: WholeUnit) -> Cells:
     """The cells; read once per process."""
-    item = centroids.commits()[0].objects["centroids"]
-    return Cells(read_npy(centroids.directory.root, item.path, item.sha256))
+    return Cells(read_npy(centroids.directory.root, centroids.commits()[0].objects["centroids"]))
 
 
 def must_widen(context: PlanContext) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 import pyarrow as pa
@@ -54,7 +55,7 @@ class Columns:
             fields.append(CELL.arrow.field("cell").with_nullable(True))
         return pa.schema(fields)
 
-    @property
+    @cached_property
     def of_scores(self) -> dict[str, list[pa.Field]]:
         """What each scorer adds to a row; the status is the first scorer's."""
         first = self.scores[0][0]

@@ -123,13 +123,12 @@ def states(frame: pl.DataFrame, rules: Sequence[RowRule]) -> list[NDArray[np.uin
     """
     if not rules:
         return []
-    named = list(dict.fromkeys(column for rule in rules for column in rule.columns))
-    seen = as_numbers(frame.select(named))
+    seen = as_numbers(frame.lazy())
     try:
-        found = seen.select(_state(rule).alias(str(number)) for number, rule in enumerate(rules))
+        found = seen.select(_state(rule).alias(str(number)) for number, rule in enumerate(rules)).collect()
     except pl.exceptions.PolarsError:
         found = pl.DataFrame([_alone(seen, rule).alias(str(number)) for number, rule in enumerate(rules)])
-    nulls = {name: seen[name].is_null().to_numpy() for name in named}
+    nulls = {name: frame[name].is_null().to_numpy() for name in {column for rule in rules for column in rule.columns}}
     return [_explained(found[str(number)].to_numpy(), rule, nulls) for number, rule in enumerate(rules)]
 
 
@@ -139,9 +138,9 @@ def _state(rule: RowRule) -> pl.Expr:
     return (~rule.predicate).cast(pl.UInt8).fill_null(pl.lit(if_null, pl.UInt8))
 
 
-def _alone(seen: pl.DataFrame, rule: RowRule) -> pl.Series:
+def _alone(seen: pl.LazyFrame, rule: RowRule) -> pl.Series:
     try:
-        return seen.select(_state(rule).alias("state")).to_series()
+        return seen.select(_state(rule).alias("state")).collect().to_series()
     except pl.exceptions.PolarsError as error:
         raise ConfigError(f"{rule.where}: {first_line(error)}") from error
 

@@ -52,7 +52,7 @@ def compile_condition(text: str, columns: Mapping[str, pl.DataType], where: str)
         raise ConfigError(f"{where}: nests too deep; split it into several rules") from error
 
 
-def as_numbers(frame: pl.DataFrame) -> pl.DataFrame:
+def as_numbers(frame: pl.LazyFrame) -> pl.LazyFrame:
     """`frame` as conditions see it: whole numbers as float64."""
     return frame.with_columns(cs.integer().cast(pl.Float64))
 
@@ -78,7 +78,8 @@ def _compile(text: str, schema: pl.Schema, where: str) -> tuple[pl.Expr, tuple[s
         raise ConfigError(f"{where}: names no column, so it would pass or fail every row")
     guarded = _guarded(expression, tree)
     try:
-        outcome = as_numbers(schema.to_frame().select(named)).select(guarded.alias("outcome")).to_series().dtype
+        checked = as_numbers(schema.to_frame().lazy().select(named)).select(guarded.alias("outcome"))
+        outcome = checked.collect().schema["outcome"]
     except pl.exceptions.PolarsError as error:
         raise ConfigError(f"{where}: {first_line(error)}") from error
     if outcome != pl.Boolean:

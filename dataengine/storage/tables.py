@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,14 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import CorruptObject
 from dataengine.schemas import TableSchema
+from dataengine.storage.rundir import ObjectRef
 from dataengine.storage.store import Root
 
-TABLE_FORMAT = 2
-"""Raised by hand when equal tables would become other bytes: every step's recipe rests on it."""
+TABLE_FORMAT = 3
+"""Raised by hand when equal tables would become other bytes, or commits say other things of objects: every step's
+recipe rests on it."""
 ROW_GROUP_ROWS = 65_536  # a few MB of narrow columns: small enough to skip, large enough to compress
 _SAMPLED_ROWS = 1_000  # tell whether a column repeats itself
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, IndexError)  # a page that fails its checksum is an OSError
@@ -106,21 +108,22 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
     return sink.getvalue()
 
 
-def read_npy(root: Root, path: str, sha256: str) -> NDArray[Any]:
-    """The array at `path`, its bytes proven to be those of `sha256`: a `.npy` file has no checksum of its own.
+def read_npy(root: Root, item: ObjectRef) -> NDArray[Any]:
+    """The array that is `item`, its bytes proven: a `.npy` file has no checksum of its own.
 
     Raises CorruptObject when it is another one or none, MissingObject when it is absent.
     """
-    content = root.get(path)
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    content = root.get(item.path)
+    found = xxhash.xxh3_64_hexdigest(content)
+    if found != item.xxh3:
         raise CorruptObject(
-            f"{root.address(path)}: {len(content)} bytes with sha256 {found}, its commit names {sha256}"
+            f"{root.address(item.path)}: {len(content)} bytes with XXH3 {found}, its commit names {item.nbytes} with "
+            f"{item.xxh3}"
         )
     try:
         return _mapped(content)
     except ValueError as error:
-        raise CorruptObject(f"{root.address(path)}: not a readable .npy array: {error}") from error
+        raise CorruptObject(f"{root.address(item.path)}: not a readable .npy array: {error}") from error
 
 
 def _mapped(content: bytes) -> NDArray[Any]:

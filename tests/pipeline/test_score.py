@@ -234,13 +234,8 @@ def test_an_image_without_an_embedding_is_null_with_a_status(
     assert bad["phash"].null_count() == 0
     (first, *_) = commits(finished, "tiny")
     assert first.counts == {"ok": NUM_EACH - 1, "not_finite": 1}
-    embedding = read_npy(RunDirectory.open(str(tmp_path), {}, "x").root, *_place(first))
+    embedding = read_npy(RunDirectory.open(str(tmp_path), {}, "x").root, first.objects["embedding"])
     assert np.isfinite(embedding).all()
-
-
-def _place(commit: Commit) -> tuple[str, str]:
-    item = commit.objects["embedding"]
-    return item.path, item.sha256
 
 
 def test_a_part_that_runs_out_of_memory_is_begun_again_in_one_shape(

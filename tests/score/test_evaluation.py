@@ -50,9 +50,7 @@ def score(root: Path, *sets: str) -> tuple[list[dict[str, object]], np.ndarray, 
         commits.append(outputs.commit({}, 0.0))
     step.check(commits)
     tables = [read_table(board.root, item.objects["evaluation"].path, EVALUATION).to_pylist() for item in commits]
-    arrays = [
-        read_npy(board.root, item.objects["embedding"].path, item.objects["embedding"].sha256) for item in commits
-    ]
+    arrays = [read_npy(board.root, item.objects["embedding"]) for item in commits]
     return [row for table in tables for row in table], np.concatenate(arrays), commits
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from dataengine.errors import CorruptObject, MissingObject
 from dataengine.schemas import CELL
+from dataengine.storage.rundir import ObjectRef
 from dataengine.storage.store import Root
 from dataengine.storage.tables import (
     bucketed_parquet_bytes,
@@ -25,11 +26,12 @@ from dataengine.storage.tables import (
 
 TABLE = CELL.table({"key": [f"{row:032x}" for row in range(1000)], "cell": np.arange(1000)})
 ARRAY = np.arange(6).reshape(2, 3)
-SHA256 = hashlib.sha256(npy_bytes(ARRAY)).hexdigest()
+XXH3 = xxhash.xxh3_64_hexdigest(npy_bytes(ARRAY))
+ITEM = ObjectRef("object", len(npy_bytes(ARRAY)), "0" * 64, len(ARRAY), XXH3)
 READERS = (
     lambda root: read_table(root, "object", CELL),
     lambda root: read_bucket(root, "object", CELL, 0),
-    lambda root: read_npy(root, "object", SHA256),
+    lambda root: read_npy(root, ITEM),
 )
 
 
@@ -37,11 +39,11 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     root = Root(str(tmp_path))
     root.put("table", parquet_bytes(TABLE))
     root.put("buckets", bucketed_parquet_bytes([TABLE.slice(0, 0), TABLE.slice(0, 7), TABLE.slice(7)]))
-    root.put("array", npy_bytes(ARRAY))
+    root.put("object", npy_bytes(ARRAY))
     assert read_table(root, "table", CELL).equals(TABLE)
     assert read_table(root, "table", CELL, ["cell"]).column_names == ["cell"]
     assert [len(read_bucket(root, "buckets", CELL, bucket)) for bucket in range(3)] == [0, 7, 993]
-    assert read_npy(root, "array", SHA256).tolist() == ARRAY.tolist()
+    assert read_npy(root, ITEM).tolist() == ARRAY.tolist()
 
 
 def test_only_columns_that_repeat_themselves_get_a_dictionary() -> None:
@@ -73,8 +75,8 @@ def test_a_broken_object_is_named(read: Callable[[Root], object], tmp_path: Path
 def test_an_array_that_another_one_replaced_is_named(tmp_path: Path) -> None:
     root = Root(str(tmp_path))
     root.put("object", npy_bytes(ARRAY + 1))
-    with pytest.raises(CorruptObject, match=SHA256):
-        read_npy(root, "object", SHA256)
+    with pytest.raises(CorruptObject, match=XXH3):
+        read_npy(root, ITEM)
 
 
 def test_a_bucket_that_is_not_there_is_an_error(tmp_path: Path) -> None:
