@@ -23,7 +23,7 @@ from dataengine.download.known_hosts import hosts_of_this_process
 from dataengine.download.metrics import Tally
 from dataengine.download.rows import Row, algorithms_for, judged, of_fetch, unanswered, unfetched
 from dataengine.errors import StorageError
-from dataengine.storage.tar import END, header, padding
+from dataengine.storage.tar import END, append
 
 _REPORT_SECONDS = 2.0
 
@@ -104,11 +104,9 @@ class _Part:
             for i in sorted(self._spans):
                 row, (start, nbytes) = self._rows[i], self._spans[i]
                 assert row is not None
-                tar.write(header(f"{row['key']}.{row['format']}", nbytes))
-                row |= {"object": outputs.path("raw.tar"), "offset": tar.num_bytes, "nbytes": nbytes}
                 scratch.seek(start)
-                tar.write(scratch.read(nbytes))
-                tar.write(padding(nbytes))
+                offset = append(tar, f"{row['key']}.{row['format']}", scratch.read(nbytes))
+                row |= {"object": outputs.path("raw.tar"), "offset": offset, "nbytes": nbytes}
             tar.write(END)
 
     def finished(self) -> list[Row]:

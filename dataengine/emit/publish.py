@@ -74,10 +74,14 @@ class Publish(Step):
     def run(self, part: Part, inputs: Inputs, outputs: Outputs, machine: Machine) -> None:
         (planned,) = inputs.commits("emit/plan")
         writer = VersionFiles(inputs.root, version_path(self.dataset, planned.facts["version"]))
-        rows = self._rows(inputs)
-        ledger = self._write_tables(rows, inputs, writer)
+        rows, shards = self._rows(inputs), self._shards(inputs)
+        ledger = LEDGER.check(pa.concat_tables(_ledger_parts(rows)))
+        check_ledger(ledger, self._input_rows(inputs))
+        self._remember(inputs, writer)
+        self._write_shards(shards, rows, writer)
+        told = self._write_ledger(ledger, rows, writer)
         manifest = self._manifest(planned, ledger, inputs)
-        writer.put("README.md", data_card(manifest, funnel(ledger), self._shards(inputs)).encode())
+        writer.put("README.md", data_card(manifest, told, shards).encode())
         manifest["files"] = writer.listed()
         content = canonical_json(manifest)
         path = f"{writer.folder}/manifest.json"
@@ -113,27 +117,31 @@ class Publish(Step):
                 tables.append(pa.table(columns))
         return sorted_by_key(tables)
 
-    def _write_tables(self, rows: pa.Table, inputs: Inputs, writer: VersionFiles) -> pa.Table:
-        """Writes shards, ledger, stats and side files; returns the ledger."""
-        shards = self._shards(inputs)
-        ledger = LEDGER.check(pa.concat_tables(_ledger_parts(rows)))
-        check_ledger(ledger, self._input_rows(inputs))
+    def _remember(self, inputs: Inputs, writer: VersionFiles) -> None:
+        """Lists the files of the version that earlier steps wrote."""
         for step in ("emit/shards", "emit/captions") if self.caption_spec is not None else ("emit/shards",):
             for item in (item for commit in inputs.commits(step) for item in commit.objects.values()):
                 writer.remember(posixpath.relpath(item.path, writer.folder), item.nbytes, item.sha256)
+
+    def _write_shards(self, shards: pa.Table, rows: pa.Table, writer: VersionFiles) -> None:
+        """Writes SHARDS and the side files for other readers."""
         if not len(shards):
             writer.put("samples/part-000000.parquet", parquet_bytes(manifest_schema(self.score_columns).empty()))
         writer.put("shards.parquet", parquet_bytes(SHARDS.check(shards)))
-        for number, start in enumerate(range(0, max(len(ledger), 1), LEDGER_ROWS)):
-            content = parquet_bytes(ledger.slice(start, LEDGER_ROWS))
-            writer.put(f"ledger/part-{number:06d}.parquet", content)
-        writer.put("stats/funnel.parquet", parquet_bytes(FUNNEL.check(funnel(ledger))))
-        measured = rows.select(["source", "verdict", *self.score_columns])
-        writer.put("stats/histogram.parquet", parquet_bytes(HISTOGRAM.check(histograms(measured, self.score_columns))))
         trained = rows.filter(pc.equal(rows.column("split"), "train"))
         for path, content in sorted(dataset_sidecars(self.dataset, shards, _draws_by_source(trained)).items()):
             writer.put(path, content)
-        return ledger
+
+    def _write_ledger(self, ledger: pa.Table, rows: pa.Table, writer: VersionFiles) -> pa.Table:
+        """Writes the ledger and the stats; returns the funnel."""
+        for number, start in enumerate(range(0, max(len(ledger), 1), LEDGER_ROWS)):
+            content = parquet_bytes(ledger.slice(start, LEDGER_ROWS))
+            writer.put(f"ledger/part-{number:06d}.parquet", content)
+        told = FUNNEL.check(funnel(ledger))
+        writer.put("stats/funnel.parquet", parquet_bytes(told))
+        measured = rows.select(["source", "verdict", *self.score_columns])
+        writer.put("stats/histogram.parquet", parquet_bytes(HISTOGRAM.check(histograms(measured, self.score_columns))))
+        return told
 
     def _shards(self, inputs: Inputs) -> pa.Table:
         (planned,) = inputs.commits("emit/plan")

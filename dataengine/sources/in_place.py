@@ -28,7 +28,7 @@ from dataengine.storage.inputs import find_files, input_address, quick_fingerpri
 from dataengine.storage.rundir import Part, Plan, digest
 from dataengine.storage.store import Root
 from dataengine.storage.tables import parquet_bytes
-from dataengine.storage.tar import END, header, padding
+from dataengine.storage.tar import END, append
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,7 @@ class _ImageTar:
         """Append an image; where it lies."""
         if self._tar is None:
             self._tar = self._stack.enter_context(self._outputs.stream_to("images", self._path))
-        self._tar.write(header(f"{key}.image", len(content)))
-        offset = self._tar.num_bytes
-        self._tar.write(content)
-        self._tar.write(padding(len(content)))
-        return self._path, offset, len(content)
+        return self._path, append(self._tar, f"{key}.image", content), len(content)
 
     def finish(self) -> None:
         if self._tar is not None:

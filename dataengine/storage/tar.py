@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dataengine.storage.hashing import HashingWriter
+
 BLOCK = 512
 END = bytes(2 * BLOCK)
 """Two zero blocks: the end of an archive."""
@@ -110,6 +112,15 @@ def _octal(numbers: NDArray[np.int64], num_digits: int) -> NDArray[np.uint8]:
 def padding(nbytes: int) -> bytes:
     """The zeros that fill a content of `nbytes` bytes up to a whole block."""
     return _ZEROS[: -nbytes % BLOCK]
+
+
+def append(tar: HashingWriter, name: str, content: bytes) -> int:
+    """Write a regular file behind what `tar` holds; byte at which its content begins. `END` is the caller's."""
+    tar.write(header(name, len(content)))
+    offset = tar.num_bytes
+    tar.write(content)
+    tar.write(padding(len(content)))
+    return offset
 
 
 def split_name(name: str) -> tuple[str, str]:

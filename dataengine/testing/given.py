@@ -20,7 +20,7 @@ from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Ste
 from dataengine.keys import url_keys
 from dataengine.schemas import CANDIDATE, SAMPLE, SELECTION, score_schema
 from dataengine.storage.rundir import Part, Plan
-from dataengine.storage.tar import END, header, padding
+from dataengine.storage.tar import END, append
 
 SCORER = "given"
 SCORE = score_schema(["clip_score"], [], measures=True)
@@ -128,10 +128,8 @@ class GivenSamples(_Given):
             for number, key in enumerate(keys, self.given.first_row(part)):
                 form = self.given.formats[number % len(self.given.formats)]
                 image = picture(number, form, self.given.image_bytes)
-                tar.write(header(f"{key}.{form}", len(image)))
-                rows.append(self._row(key, form, image, tar.num_bytes))
-                tar.write(image)
-                tar.write(padding(len(image)))
+                offset = append(tar, f"{key}.{form}", image)
+                rows.append(self._row(key, form, image, offset))
             tar.write(END)
         blank = dict.fromkeys(SAMPLE.arrow.names) | {
             "status": "ok",

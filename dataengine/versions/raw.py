@@ -24,7 +24,7 @@ from dataengine.storage.rundir import Commit, UnitDirectory
 from dataengine.storage.store import Root
 from dataengine.storage.tables import read_table
 from dataengine.storage.takedowns import TAKEDOWN
-from dataengine.storage.tar import END, header, padding
+from dataengine.storage.tar import END, append
 
 _STAYS = ("key", "num_attempts")
 _PLAN = re.compile(r"runs/[^/]+/download/[^/]+/plan\.json")
@@ -93,10 +93,8 @@ def _rewritten(part: RawPart, keys: frozenset[str]) -> Commit:
         for row, content in zip(left, read_located(root, places), strict=True):
             if content is None or len(content) != row["nbytes"]:
                 raise CorruptObject(f"{root.address(row['object'])}: cannot read the picture of {row['key']}")
-            tar.write(header(f"{row['key']}.{row['format']}", len(content)))
-            row |= {"object": outputs.path("raw.tar"), "offset": tar.num_bytes}
-            tar.write(content)
-            tar.write(padding(len(content)))
+            offset = append(tar, f"{row['key']}.{row['format']}", content)
+            row |= {"object": outputs.path("raw.tar"), "offset": offset}
         tar.write(END)
     told = [_taken(row) if row["key"] in keys and row["object"] is not None else row for row in rows]
     outputs.table("sample", SAMPLE, SAMPLE.table({name: [row[name] for row in told] for name in SAMPLE.arrow.names}))

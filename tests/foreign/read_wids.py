@@ -1,19 +1,20 @@
 """Runs under an environment that has wids (webdataset before 1.0): every sample of an index, one JSON line each.
 
-usage: read_wids.py INDEX
+usage: read_wids.py INDEX CACHE
+
+wids opens copies in CACHE. Told to open shards where they lie, it puts locks and links beside them, and deletes shards.
 """
 
 import hashlib
 import json
-import os
 import sys
 
 import wids
 
 
 def main() -> None:
-    os.chdir(os.path.dirname(sys.argv[1]))  # urls are relative to the index
-    dataset = wids.ShardListDataset(sys.argv[1], localname=lambda url: url, transformations=[])
+    index, cache = sys.argv[1:]
+    dataset = wids.ShardListDataset(index, cache_dir=cache, transformations=[])
     for number in range(len(dataset)):
         sample = dataset[number]
         (form,) = {".jpg", ".png", ".webp"} & set(sample)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.storage import tar
+from dataengine.storage.hashing import HashingWriter
 
 NAMES = st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1, max_size=100)
 
@@ -35,8 +37,15 @@ def walked(content: bytes) -> list[tuple[str, bytes]]:
 
 
 def written(members: list[tuple[str, bytes]]) -> bytes:
-    parts = [tar.header(name, len(content)) + content + tar.padding(len(content)) for name, content in members]
-    return b"".join(parts) + tar.END
+    return appended(members)[0] + tar.END
+
+
+def appended(members: list[tuple[str, bytes]]) -> tuple[bytes, list[int]]:
+    """Bytes of `members`, and the offsets that were told."""
+    buffer = io.BytesIO()
+    with HashingWriter(nullcontext(buffer)) as writer:
+        offsets = [tar.append(writer, name, content) for name, content in members]
+    return buffer.getvalue(), offsets
 
 
 def refusal(content: bytes) -> tar.TarFault:
@@ -56,6 +65,15 @@ def test_header_equals_tarfile(name: str, nbytes: int) -> None:
 def test_walk_reads_what_is_written(members: list[tuple[str, bytes]]) -> None:
     safe = [(name.lstrip("/"), content) for name, content in members]
     assert walked(written(safe)) == safe
+
+
+def test_append_writes_as_tarfile_and_tells_where() -> None:
+    members = [(f"{nbytes}.bin", bytes([nbytes % 251]) * nbytes) for nbytes in (0, 1, 511, 512, 513, 3 * 2**20)]
+    content, offsets = appended(members)
+    assert archive(members)[: len(content)] == content
+    assert len(content) % tar.BLOCK == 0
+    for offset, (_, member) in zip(offsets, members, strict=True):
+        assert content[offset : offset + len(member)] == member
 
 
 @pytest.mark.parametrize("name", ["", "é.jpg", "a" * 101, "a\0b"])

@@ -217,6 +217,24 @@ def test_a_short_shard_is_named(broken: Path) -> None:
         drain(broken)
 
 
+@pytest.mark.parametrize(
+    ("suffixes", "check_hashes", "fault"),
+    [([".tar"], False, "the index says"), ([".tar", ".tar.idx"], True, "holds key")],
+)
+def test_swapped_shards_are_named(tmp_path: Path, suffixes: list[str], check_hashes: bool, fault: str) -> None:
+    """Of one size: samples of other lengths do not fit the index; where that was swapped, too, keys tell when asked."""
+    sizes = {"alpha": (6, 6)}
+    folder = publish(tmp_path / "datasets" / "pairs", sizes, picture_size=lambda number: (16 + 8 * number, 16))
+    for suffix in suffixes:
+        first, second = (folder / f"alpha/alpha-00000{number}{suffix}" for number in (0, 1))
+        assert first.stat().st_size == second.stat().st_size
+        first.rename(tmp_path / "first")
+        second.rename(first)
+        (tmp_path / "first").rename(second)
+    with pytest.raises(CorruptObject, match=f"shard alpha-000000, sample 0: .*{fault}"):
+        drain(folder, check_hashes=check_hashes)
+
+
 def test_a_short_index_is_named(broken: Path) -> None:
     index = broken / "beta/beta-000000.tar.idx"
     index.write_bytes(index.read_bytes()[:-8])
