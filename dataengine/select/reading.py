@@ -25,14 +25,14 @@ from dataengine.storage.ahead import map_ahead
 from dataengine.storage.inputs import find_files
 from dataengine.storage.rundir import Commit
 from dataengine.storage.store import Root
-from dataengine.storage.tables import read_table
+from dataengine.storage.tables import read_table, read_tables
 from dataengine.storage.takedowns import TAKEDOWN, standing_lists
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_STEPS = ("dedup/classes", "dedup/caption-classes")
-_ROWS_AT_ONCE = 250_000  # judged together: calls cost nothing then, and a few such runs fit anywhere
+_ROWS_AT_ONCE = 500_000  # judged together: calls cost nothing then, and a few such runs fit anywhere
 _PARTS_AHEAD = 64
 Part = TypeVar("Part")
 Made = TypeVar("Made")
@@ -107,20 +107,18 @@ class Reader:
 
         `make` is called in the threads that read.
         """
-        parts = [(source, commits) for source in self.sources for commits in self._parts(source)]
 
-        def work(run: list[tuple[str, tuple[Commit, ...]]]) -> tuple[list[PartRows], Made]:
-            tables = [self._part(commits, read) for _, commits in run]
-            named = [
-                (source, commits[0].part, len(table)) for (source, commits), table in zip(run, tables, strict=True)
-            ]
-            return named, make(pa.concat_tables(tables))
+        def work(run: list[SourcePart]) -> tuple[list[PartRows], Made]:
+            named = [(source, commits[0].part, _num_rows(commits)) for source, commits in run]
+            return named, make(self._rows([commits for _, commits in run], read))
 
-        return map_ahead(work, self._cut(parts), self.num_threads, self.num_threads)
+        # Commits of a source are parsed while tables of the one before are read.
+        runs = (run for source in self.sources for run in self._cut([(source, found) for found in self._parts(source)]))
+        return map_ahead(work, runs, self.num_threads, self.num_threads)
 
-    def _cut(self, parts: list[tuple[str, tuple[Commit, ...]]]) -> Iterator[list[tuple[str, tuple[Commit, ...]]]]:
+    def _cut(self, parts: list[SourcePart]) -> Iterator[list[SourcePart]]:
         """Runs of parts of about equal rows; several for each thread."""
-        sizes = [commits[0].objects["candidate"].num_rows or 0 for _, commits in parts]
+        sizes = [_num_rows(commits) for _, commits in parts]
         num_rows = max(1, min(_ROWS_AT_ONCE, sum(sizes) // (2 * self.num_threads)))
         ends = np.cumsum(sizes)
         run = (ends - sizes) // num_rows
@@ -195,21 +193,21 @@ class Reader:
         steps = (f"sources/{source}", f"download/{source}", *scorers)
         return zip(*(self.inputs.commits(step) for step in steps), strict=True)
 
-    def _part(self, commits: tuple[Commit, ...], read: Sequence[str]) -> pa.Table:
-        candidate, sample, *scores = commits
-        root = self.inputs.root
-        found = dict(self._candidate(candidate, read))
-        tables = [(sample, "sample", SAMPLE, list(SAMPLE_COLUMNS))]
-        for commit, (scorer, schema) in zip(scores, self.columns.scores, strict=True):
-            tables.append((commit, "score", schema, [field.name for field in self.columns.of_scores[scorer]]))
-        for commit, name, schema, of_table in tables:
+    def _rows(self, run: Sequence[tuple[Commit, ...]], read: Sequence[str]) -> pa.Table:
+        """The columns `read` of the parts of a run, one part after the other."""
+        candidates, samples, *scores = zip(*run, strict=True)
+        found = dict(self._candidates(candidates, read))
+        tables = [(samples, "sample", SAMPLE, list(SAMPLE_COLUMNS))]
+        for commits, (scorer, schema) in zip(scores, self.columns.scores, strict=True):
+            tables.append((commits, "score", schema, [field.name for field in self.columns.of_scores[scorer]]))
+        for commits, name, schema, of_table in tables:
             names = [name for name in of_table if name in read]
             if names:
-                table = read_table(root, commit.objects[name].path, schema, names)
+                table = read_tables(self.inputs.root, _paths(commits, name), schema, names)
                 found |= dict(zip(names, table.columns, strict=True))
         return pa.table({name: found[name] for name in read if name in found})
 
-    def _candidate(self, commit: Commit, read: Sequence[str]) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    def _candidates(self, commits: Sequence[Commit], read: Sequence[str]) -> Iterator[tuple[str, pa.ChunkedArray]]:
         plain = [name for name in CANDIDATE_COLUMNS if name in read]
         maps = {"extra": (EXTRA, self.columns.extras), "captions": (NAMED_CAPTION, self.columns.captions)}
         inside = {
@@ -219,7 +217,7 @@ class Reader:
         if not wanted:
             return
         order = [name for name in CANDIDATE.arrow.names if name in wanted]
-        table = read_table(self.inputs.root, commit.objects["candidate"].path, CANDIDATE, order)
+        table = read_tables(self.inputs.root, _paths(commits, "candidate"), CANDIDATE, order)
         yield from ((name, table.column(name)) for name in plain)
         for column, names in inside.items():
             for name in names:
@@ -241,6 +239,14 @@ class Reader:
             KeyIndex.build(Keys.parse(members.column("key"))),
             spoken_for.find(Keys.parse(members.column("class_key")), self.num_threads),
         )
+
+
+def _num_rows(commits: tuple[Commit, ...]) -> int:
+    return commits[0].objects["candidate"].num_rows
+
+
+def _paths(commits: Sequence[Commit], name: str) -> list[str]:
+    return [commit.objects[name].path for commit in commits]
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,10 @@ class LocalBackend:
         return f"{status.st_size}-{status.st_mtime_ns}"
 
     def list(self, prefix: str) -> list[str]:
-        folder = self._base / prefix
+        folder, cut = self._base / prefix, len(str(self._base).rstrip("/")) + 1
         with _faults(folder):
             found = (
-                Path(parent, name).relative_to(self._base).as_posix()
+                f"{parent}/{name}"[cut:]
                 for parent, _, names in os.walk(folder)
                 for name in names
                 if not name.startswith(".aside-")

@@ -68,7 +68,19 @@ def read_table(root: Root, path: str, schema: TableSchema, columns: Sequence[str
 
     Raises CorruptObject when the object is not that table, MissingObject when it is absent.
     """
+    return read_tables(root, [path], schema, columns)
+
+
+def read_tables(
+    root: Root, paths: Sequence[str], schema: TableSchema, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The tables at `paths`, one at least, one after the other as one table; otherwise like `read_table`."""
     wanted = schema.arrow if columns is None else pa.schema([schema.arrow.field(name) for name in columns])
+    found = [_read(root, path, schema.name, wanted) for path in paths]
+    return found[0] if len(found) == 1 else pa.concat_tables(found)
+
+
+def _read(root: Root, path: str, name: str, wanted: pa.Schema) -> pa.Table:
     local = root.local_path(path)
     try:
         with _opened(root, path, local) as file:
@@ -80,7 +92,7 @@ def read_table(root: Root, path: str, schema: TableSchema, columns: Sequence[str
             return table
         return table.select(wanted.names).cast(wanted).replace_schema_metadata(table.schema.metadata)
     except _UNREADABLE as error:
-        raise CorruptObject(f"{root.address(path)}: not a readable {schema.name} table: {error}") from error
+        raise CorruptObject(f"{root.address(path)}: not a readable {name} table: {error}") from error
 
 
 def _opened(root: Root, path: str, local: Path | None) -> pa.NativeFile | BinaryIO:
