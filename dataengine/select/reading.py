@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_STEPS = ("dedup/classes", "dedup/caption-classes")
-_ROWS_AT_ONCE = 500_000  # judged together: calls cost nothing then, and a few such runs fit anywhere
+_ROWS_AT_ONCE = 1_000_000  # judged together: calls cost nothing then, and a few such runs fit anywhere
 _PARTS_AHEAD = 64
 Part = TypeVar("Part")
 Made = TypeVar("Made")
