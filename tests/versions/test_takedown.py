@@ -228,6 +228,31 @@ def test_a_folder_that_holds_something_is_refused(tiny: Path, tmp_path: Path) ->
         materialize(str(tiny / "datasets" / "given"), str(tmp_path), {})
 
 
+@pytest.mark.parametrize("where", ["v000002", "v000001/whole", "shards/../v000002", "v000002/"])
+def test_a_whole_folder_is_no_version(tiny: Path, tmp_path: Path, where: str) -> None:
+    """It would be the latest, and bring back what was taken down since."""
+    place, _ = place_in(tmp_path / "work", tiny)
+    before = contents(place.root, place.folder)
+    with pytest.raises(InputError, match="the place of a numbered version"):
+        materialize(f"{tmp_path}/work/{place.path(1)}", f"{tmp_path}/work/{place.folder}/{where}", {})
+    assert contents(place.root, place.folder) == before
+
+
+def test_a_bucket_without_a_name_is_no_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="names no bucket"):
+        materialize(str(tiny / "datasets" / "given"), "s3://", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_size_is_no_file_of_the_copy(tiny: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "whole" / "birds" / "birds-000000.tar"
+    tar.parent.mkdir(parents=True)
+    tar.write_bytes(b"half")
+    with pytest.raises(InputError, match=r"holds birds/birds-000000\.tar of 4 bytes, wanted \d+; delete it"):
+        materialize(str(tiny / "datasets" / "given"), str(tmp_path / "whole"), {})
+
+
 @pytest.fixture(scope="module")
 def every_copy(quickstart_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart again, with no duplicate left out."""
