@@ -31,7 +31,7 @@ def store_options(options: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _readable_tables(address: str) -> Iterator[None]:
+def readable_tables(address: str) -> Iterator[None]:
     """Turns what Polars says of a missing or damaged table into a CorruptObject."""
     try:
         yield
@@ -46,7 +46,7 @@ def print_stats(address: str, options: list[str]) -> None:
     """Funnel, sources and scores of a dataset."""
     console = Console(soft_wrap=True)
     dataset = open_dataset(address, store_options(options))
-    with _readable_tables(address):
+    with readable_tables(address):
         console.print(funnel_table(dataset.funnel().collect()))
         console.print(sources_table(per_source(dataset)))
         for table in score_tables(score_quantiles(dataset)):
@@ -90,7 +90,7 @@ def print_why(address: str, key_or_url: str, options: list[str]) -> None:
     settings = store_options(options)
     run = open_run(address, settings)
     published = run.published() if run is not None else address
-    with _readable_tables(address):
+    with readable_tables(address):
         if published is None:
             assert run is not None
             story = why_in_run(run, key_or_url)
