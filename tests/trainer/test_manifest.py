@@ -30,18 +30,6 @@ def test_a_missing_dataset_says_what_was_looked_for(tmp_path: Path) -> None:
         open_version(tmp_path / "nowhere/manifest.json")
 
 
-def _manifest(**changed: object) -> str:
-    counts = dict.fromkeys(["num_samples", "num_draws", "num_shards"], 0)
-    sound = {"format": "dataengine-dataset/1", "files": [], "counts": counts, "sources": {}}
-    return json.dumps(sound | {"mixture": {"sources": {}}, "dedup": {}, "version": 1} | changed)
-
-
-def test_no_path_holds_a_nul(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(_manifest())
-    with pytest.raises(InputError, match="outside its dataset"):
-        open_version(tmp_path).locate("a\0b")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -51,8 +39,6 @@ def test_no_path_holds_a_nul(tmp_path: Path) -> None:
         ),
         ('{"format": "dataengine-dataset/1"}', "KeyError: 'files'"),
         ('{"format": "dataengine-dataset/1", "files": [], "counts": {"num_samples": 1}}', "num_draws"),
-        (_manifest(version="first"), "ValueError: .*'first'"),
-        (_manifest(counts={"num_samples": 1e999}), "OverflowError"),
         ("[]", "not a dataset manifest"),
         ('{"form', "not a dataset manifest"),
     ],
@@ -71,7 +57,9 @@ def test_shards_that_disagree_with_the_manifest_are_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"shards.parquet: counts 18 samples, the manifest says 19"):
         load_shards(open_version(folder))
     (folder / "shards.parquet").write_bytes((folder / "samples/part-000001.parquet").read_bytes())
-    with pytest.raises(InputError, match=r"lacks the columns \['nbytes', 'num_samples', 'path'\]"):
+    with pytest.raises(
+        InputError, match=r"lacks the columns \['max_key', 'min_key', 'nbytes', 'num_samples', 'path'\]"
+    ):
         load_shards(open_version(folder))
 
 
