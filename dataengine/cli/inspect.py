@@ -129,9 +129,11 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
 def _seen_by_stages(record: Record) -> Iterator[tuple[str, Any]]:
     """What a published table does not say: how it was fetched, every score, the group and the draw."""
     sample, chosen = record.sample, record.selection
-    if sample.get("num_attempts"):
+    if sample.get("fetched_at"):
         yield "fetched", f"{sample['fetched_at']:%Y-%m-%d %H:%M:%S}Z, {sample['num_attempts']} requests"
         yield "answer", f"{sample['http_status']} {sample['content_type'] or ''}".strip()
+    elif sample.get("num_attempts"):  # a purge took the rest away
+        yield "requests", sample["num_attempts"]
     yield from ((name.replace("_", " "), sample.get(name)) for name in ("final_url", "opt_out", "sha256"))
     if sample.get("width") is not None:
         size = f"{sample['width']} × {sample['height']} {sample['format']}"
