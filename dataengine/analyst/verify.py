@@ -18,6 +18,7 @@ import polars as pl
 
 from dataengine.analyst.dataset import Dataset
 from dataengine.analyst.faults import UNREADABLE, Fault, Progress
+from dataengine.analyst.listing_checks import check_listing
 from dataengine.analyst.table_checks import check_tables
 from dataengine.analyst.tar_checks import Row, check_hashes, check_index, check_members, check_pictures
 from dataengine.errors import DataEngineError, InputError, StorageError
@@ -34,10 +35,11 @@ _PLACES = [f"{member}_{what}" for member in ("image", "txt", "json") for what in
 def verify(dataset: Dataset, *, full: bool, sample: int, progress: Progress) -> list[Fault]:
     """Every fault found, in the order of the checks.
 
-    Always checked: that all files have their size, that every tar begins with its first sample, and that all tables
-    agree. `full` hashes every file and image and walks every tar; else `sample` files are hashed and `sample` tars
-    walked with `sample` images each hashed. Of every tar that is walked, the index is compared with the rows. In both
-    cases up to `sample` pictures of each of `sample` tars are decoded.
+    Always checked: that all files are listed and have their size, that no other tars and tables lie among them, that
+    every tar begins with its first sample, and that all tables agree. `full` hashes every file and image and walks
+    every tar; else `sample` files are hashed and `sample` tars walked with `sample` images each hashed. Of every tar
+    that is walked, the index is compared with the rows. In both cases up to `sample` pictures of each of `sample` tars
+    are decoded.
     """
     faults = list(_check_files(dataset, full, sample, progress))
     faults += _check_beginnings(dataset, progress)
@@ -48,7 +50,9 @@ def verify(dataset: Dataset, *, full: bool, sample: int, progress: Progress) -> 
 
 def _check_files(dataset: Dataset, full: bool, sample: int, progress: Progress) -> Iterator[Fault]:
     files = {file.path: file for file in dataset.version.files}
-    for shard in _published_shards(dataset):
+    shards = _published_shards(dataset)
+    yield from check_listing(dataset, shards)
+    for shard in shards:
         listed = files.setdefault(shard.path, shard)
         if listed != shard:
             yield Fault(shard.path, "shards.parquet and manifest.json agree", str(listed), str(shard))

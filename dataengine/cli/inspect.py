@@ -31,7 +31,7 @@ def store_options(options: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _readable_tables(address: str) -> Iterator[None]:
+def readable_tables(address: str) -> Iterator[None]:
     """Turns what Polars says of a missing or damaged table into a CorruptObject."""
     try:
         yield
@@ -46,7 +46,7 @@ def print_stats(address: str, options: list[str]) -> None:
     """Funnel, sources and scores of a dataset."""
     console = Console(soft_wrap=True)
     dataset = open_dataset(address, store_options(options))
-    with _readable_tables(address):
+    with readable_tables(address):
         console.print(funnel_table(dataset.funnel().collect()))
         console.print(sources_table(per_source(dataset)))
         for table in score_tables(score_quantiles(dataset)):
@@ -90,7 +90,7 @@ def print_why(address: str, key_or_url: str, options: list[str]) -> None:
     settings = store_options(options)
     run = open_run(address, settings)
     published = run.published() if run is not None else address
-    with _readable_tables(address):
+    with readable_tables(address):
         if published is None:
             assert run is not None
             story = why_in_run(run, key_or_url)
@@ -129,9 +129,11 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
 def _seen_by_stages(record: Record) -> Iterator[tuple[str, Any]]:
     """What a published table does not say: how it was fetched, every score, the group and the draw."""
     sample, chosen = record.sample, record.selection
-    if sample.get("num_attempts"):
+    if sample.get("fetched_at"):
         yield "fetched", f"{sample['fetched_at']:%Y-%m-%d %H:%M:%S}Z, {sample['num_attempts']} requests"
         yield "answer", f"{sample['http_status']} {sample['content_type'] or ''}".strip()
+    elif sample.get("num_attempts"):  # a purge took the rest away
+        yield "requests", sample["num_attempts"]
     yield from ((name.replace("_", " "), sample.get(name)) for name in ("final_url", "opt_out", "sha256"))
     if sample.get("width") is not None:
         size = f"{sample['width']} × {sample['height']} {sample['format']}"

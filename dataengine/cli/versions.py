@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from dataengine.cli.inspect import store_options
+from dataengine.cli.inspect import readable_tables, store_options
 from dataengine.cli.tables import printable
 from dataengine.errors import ConfigError, InputError
 from dataengine.versions.lists import parse_list
@@ -32,12 +32,14 @@ def print_takedown(
     except OSError as error:
         raise InputError(f"{path}: cannot read this list: {error.strerror}") from error
     place = DatasetPlace.of(address, store_options(options))
-    surveyed = survey(place, entries, max_phash_distance)
+    with readable_tables(address):
+        surveyed = survey(place, entries, max_phash_distance)
     _print_survey(surveyed, console)
     if dry_run:
         console.print("dry run: nothing was written")
         return
-    done = take_down(place, entries, reason, max_phash_distance, surveyed.match)
+    with readable_tables(address):
+        done = take_down(place, entries, reason, max_phash_distance, surveyed.match)
     if done.num_removed:
         console.print(
             f"[bold green]taken down[/] {done.num_removed:,} samples; {done.num_shards:,} shards were cut anew, all "
@@ -54,7 +56,8 @@ def print_purge(address: str, grace_days: int, dry_run: bool, options: list[str]
     """Retire the versions that hold what was taken down, and say what went."""
     console = Console(soft_wrap=True)
     place = DatasetPlace.of(address, store_options(options))
-    planned = plan_purge(place, timedelta(days=grace_days), datetime.now(UTC))
+    with readable_tables(address):
+        planned = plan_purge(place, timedelta(days=grace_days), datetime.now(UTC))
     for folder in planned.retired:
         console.print(f"[bold]retire[/] {escape(place.root.address(folder))}", highlight=False)
     for path in planned.files:

@@ -155,13 +155,17 @@ def plain_urls(column: str) -> pl.Expr:
 
 def below(column: str, domains: set[str]) -> pl.Expr:
     """Whether the host of a URL is one of `domains` or lies below one."""
-    host = pl.col(column).str.extract(_HOST).str.to_lowercase().str.strip_chars_end(".")
     found = pl.lit(value=False)
     most = min(max(name.count(".") + 1 for name in domains), _MAX_LABELS)
-    labels = host.str.split(".")
+    labels = host_of(column).str.split(".")
     for number in range(1, most + 1):
         found |= labels.list.tail(number).list.join(".").is_in(sorted(domains))
     return found
+
+
+def host_of(column: str) -> pl.Expr:
+    """The host of a URL, as domains are compared with it."""
+    return pl.col(column).str.extract(_HOST).str.to_lowercase().str.strip_chars_end(".")
 
 
 def _near(hashes: pl.Series, wanted: NDArray[np.uint64], max_distance: int) -> pl.Series:

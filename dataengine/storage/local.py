@@ -90,6 +90,8 @@ class LocalBackend:
     def copy(self, source: str, path: str) -> None:
         file, original = self._base / path, self._base / source
         with _faults(original):
+            original.stat()  # what goes wrong from here on is the fault of the place to copy to
+        with _faults(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(original, file)

@@ -26,13 +26,15 @@ _HOLDOUT = "holdout/"
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its name, its source, the path that the version's root opens, and its size."""
+    """One tar: its name, its source, the path that the version's root opens, its size, and the range of its keys."""
 
     name: str
     source: str
     path: str
     nbytes: int
     split: str
+    min_key: str
+    max_key: str
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,12 @@ def load_shards(version: Version) -> Shards:
 
     Raises InputError when the table lacks a column or holds other counts than the manifest.
     """
-    table = read_table(version, "shards.parquet", ["shard", "source", "path", "nbytes", "num_samples"])
-    columns = (table.column(name).to_pylist() for name in ("shard", "source", "path", "nbytes"))
+    names = ["shard", "source", "path", "nbytes", "min_key", "max_key"]
+    table = read_table(version, "shards.parquet", [*names, "num_samples"])
+    columns = (table.column(name).to_pylist() for name in names)
     shards = tuple(
-        Shard(name, source, version.locate(path), nbytes, "holdout" if _is_holdout(path) else "train")
-        for name, source, path, nbytes in zip(*columns, strict=True)
+        Shard(name, source, version.locate(path), nbytes, "holdout" if _is_holdout(path) else "train", low, high)
+        for name, source, path, nbytes, low, high in zip(*columns, strict=True)
     )
     sizes = table.column("num_samples").to_numpy().astype(np.int64)
     first_rows = np.concatenate([[0], np.cumsum(sizes)])

@@ -91,10 +91,15 @@ class SampleReader:
         shards, places = (numbers.tolist() for numbers in self._source.shards.locate(rows))
         asked = list(zip(shards, places, strict=True))
         found: list[Raw | StorageError] = []
-        parts = tuple(self._sets)
+        parts, known = tuple(self._sets), self._source.shards.shards
         samples = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
         for row, place, of_sets in zip(rows.tolist(), asked, samples, strict=True):
-            if self._is_plain and type(of_sets[0]) is tuple and self._wanted <= of_sets[0][1].keys():
+            if (
+                self._is_plain
+                and type(of_sets[0]) is tuple
+                and self._wanted <= of_sets[0][1].keys()
+                and known[place[0]].min_key <= of_sets[0][0] <= known[place[0]].max_key
+            ):
                 found.append(Raw(row, of_sets[0][0], place[0], of_sets[0][1]))
                 continue
             sample = self._joined(row, place, parts, of_sets)
@@ -125,6 +130,10 @@ class SampleReader:
             if isinstance(sample, StorageError):
                 return type(sample)(f"{self.describe(*place)}{f' of {part}' if part else ''}: {sample}")
             found, of_set = sample
+            shard = self._source.shards.shards[place[0]]
+            if not shard.min_key <= found <= shard.max_key:
+                fault = f"holds key {found!r}, its shard keys from {shard.min_key} to {shard.max_key}"
+                return self._corrupt(place, part, fault)
             if key and found != key:
                 return self._corrupt(place, part, f"holds key {found!r}, the dataset {key!r}")
             key = found

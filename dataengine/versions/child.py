@@ -34,7 +34,7 @@ from dataengine.trainer.manifest import PublishedFile
 from dataengine.versions.captions import cut_captions
 from dataengine.versions.known import DUPLICATES
 from dataengine.versions.place import DatasetPlace
-from dataengine.versions.rewrite import COLUMNS, Cut, copy_spans, cut, moved
+from dataengine.versions.rewrite import COLUMNS, Cut, check_whole, copy_spans, cut, moved
 from dataengine.versions.standing import Standing
 
 _NO_REASON = "on a list of take-downs"
@@ -115,7 +115,7 @@ class _Child:
 
     @cached_property
     def _old_shards(self) -> dict[str, dict[str, Any]]:
-        return {row["shard"]: row for row in self.take.parent.shards().collect().iter_rows(named=True)}
+        return {row["shard"]: row for row in self._sound("shards.parquet", SHARDS).to_pylist()}
 
     @cached_property
     def _cuts(self) -> dict[str, Cut]:
@@ -183,8 +183,16 @@ class _Child:
         if self._cuts.keys().isdisjoint(shards.unique().to_pylist()):
             self._copy(path)
         else:
-            table = moved(read_table(root, self._path(path), schema), self._cuts)
+            table = moved(self._sound(path, schema), self._cuts)
             self.files.put(path, parquet_bytes(schema.check(table)))
+
+    def _sound(self, path: str, schema: TableSchema) -> pa.Table:
+        """A table of the parent, to be written anew: an edited one would get a hash that vouches for it."""
+        file = self._parent_files.get(path)
+        if file is None:
+            raise CorruptObject(f"{self.take.place.root.address(self._path(path))}: its manifest does not list it")
+        check_whole(self.take.place.root, self._path(path), file.sha256)
+        return read_table(self.take.place.root, self._path(path), schema)
 
     @cached_property
     def _samples_schema(self) -> TableSchema:
@@ -202,7 +210,7 @@ class _Child:
         """Writes the ledger, tombstones in place; returns the funnel."""
         funnels = []
         for path in self.take.parent.version.tables("ledger"):
-            table = read_table(self.take.place.root, self._path(path), LEDGER)
+            table = self._sound(path, LEDGER)
             marked = self._entombed(table)
             if marked.equals(table):
                 self._copy(path)
@@ -231,7 +239,7 @@ class _Child:
         return LEDGER.table({name: marked.column(name) for name in LEDGER.arrow.names})
 
     def _histogram(self) -> pa.Table:
-        old = read_table(self.take.place.root, self._path("stats/histogram.parquet"), HISTOGRAM)
+        old = self._sound("stats/histogram.parquet", HISTOGRAM)
         return HISTOGRAM.check(_less_emitted(old, self.take.removed))
 
     def _draws(self) -> dict[str, int]:

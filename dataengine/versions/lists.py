@@ -23,6 +23,7 @@ _FORMS = (
     ("key", re.compile("[0-9a-f]{32}", re.IGNORECASE)),
     ("phash", re.compile("[0-9a-f]{16}", re.IGNORECASE)),
 )
+_HASH = re.compile("[0-9a-f]{12,}")  # one cut short would pass for a domain, name nobody, and its sample would stay
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 
@@ -40,7 +41,7 @@ class Entry:
     @property
     def plain(self) -> str:
         """What two entries that mean the same have in common."""
-        return plain_url(self.value) if self.kind == "url" else self.value.removeprefix("*.")
+        return plain_url(self.value) if self.kind == "url" else self.value.removeprefix("*.").removesuffix(".")
 
 
 def parse_list(content: bytes, name: str) -> list[Entry]:
@@ -107,6 +108,7 @@ def _entry(kind: str | None, value: str) -> Entry:
     except ValueError as error:
         forms = "a URL, a domain, a key (32 hex characters), a SHA-256 (64) or a phash (16)"
         raise ValueError(f"wanted {forms}" if kind == "domain" else str(error)) from error
-    if kind == "domain" and re.fullmatch("[0-9a-f]{40}", value.lower()):
-        raise ValueError("which looks like a SHA-1; samples are known by their SHA-256")
+    if kind == "domain" and _HASH.fullmatch(value.lower()):
+        what = "a SHA-1" if len(value) == 40 else f"a key or hash of {len(value)} characters"
+        raise ValueError(f"which looks like {what}; wanted a key (32 hex characters), a SHA-256 (64) or a phash (16)")
     return Entry(kind, value if kind == "url" else value.lower())

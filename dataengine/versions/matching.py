@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from dataengine.select.blocklist import below, near_phash, plain_urls
+from dataengine.select.blocklist import below, host_of, near_phash, plain_urls
 from dataengine.versions.known import DUPLICATES, Known
 from dataengine.versions.lists import Entry
 
@@ -71,11 +71,20 @@ def _by_domain(known: Known, values: set[str], _: int) -> list[pl.DataFrame]:
         return []
     found = []
     for column in ("url", "final_url"):
-        for frame in _collected(each.filter(below(column, values)) for each in known.with_column(column)):
-            for domain in sorted(values):
-                entry = pl.lit(f"domain {domain}")
-                found.append(frame.filter(below(column, {domain})).select("key", why=entry, entry=entry))
+        below_one = (each.filter(below(column, values)) for each in known.with_column(column))
+        for frame in _collected(each.select("key", host=host_of(column)) for each in below_one):
+            rows = [
+                (key, f"domain {name}") for key, host in frame.iter_rows() for name in _above(host) if name in values
+            ]
+            text = pl.DataFrame(rows, {"key": pl.String, "entry": pl.String}, orient="row")
+            found.append(text.select("key", why="entry", entry="entry"))
     return found
+
+
+def _above(host: str) -> list[str]:
+    """The host and all domains that it lies below, the longest first."""
+    labels = host.split(".")
+    return [".".join(labels[first:]) for first in range(len(labels))]
 
 
 def _by_sha256(known: Known, values: set[str], _: int) -> list[pl.DataFrame]:

@@ -7,6 +7,7 @@ is written last, so a folder without one is not finished, and the same command f
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,18 +23,22 @@ from dataengine.storage.rundir import canonical_json
 from dataengine.storage.store import Root
 from dataengine.storage.tables import parquet_bytes, read_table
 
+_NUMBERED = re.compile(r"/datasets/[^/]+/v\d{6,}/")
+
 
 def materialize(address: str, target: str, options: Mapping[str, str]) -> tuple[int, int]:
     """Make the folder `target` of the version at `address`; number of files, and bytes of them.
 
-    Raises InputError when the folder holds anything else, CorruptObject when a file of the version has another size
-    than its manifest says, MissingObject when one is gone.
+    Raises InputError when the folder holds anything else or is the place of a numbered version, CorruptObject when a
+    file of the version has another size than its manifest says, MissingObject when one is gone.
     """
     dataset = open_dataset(address, options)
-    folder = Root(target.rstrip("/"), tuple(sorted(options.items())))
+    folder = Root(target, tuple(sorted(options.items())))
+    _refuse_versions(folder, target)
     written = _rewritten(dataset)
     copies = {path_within(file.path): file for file in dataset.version.files if path_within(file.path) not in written}
-    _refuse_others(folder, {*written, *copies, "manifest.json"}, target)
+    nbytes = {path: file.nbytes for path, file in copies.items()}
+    _refuse_others(folder, nbytes | dict.fromkeys((*written, "manifest.json")), target)
     source = dataset.version.root
     for path, file in copies.items():
         origin = source.address(dataset.version.locate(file.path))
@@ -81,7 +86,22 @@ def _rewritten(dataset: Dataset) -> dict[str, bytes]:
     return written
 
 
-def _refuse_others(folder: Root, wanted: set[str], target: str) -> None:
-    others = [path for path in folder.list("") if path not in wanted]
-    if others:
-        raise InputError(f"{target}: holds {others[0]} already; name an empty folder, or one this command began")
+def _refuse_versions(folder: Root, target: str) -> None:
+    """A whole folder among numbered versions would be the latest of them, with what was taken down since."""
+    local = folder.local_path("")
+    where = folder.address("") if local is None else f"{local.resolve()}/"
+    if _NUMBERED.search(where):
+        raise InputError(
+            f"{target}: is the place of a numbered version, which only a run or a take-down publishes; name a folder "
+            "elsewhere"
+        )
+
+
+def _refuse_others(folder: Root, wanted: Mapping[str, int | None], target: str) -> None:
+    """`wanted` is path → bytes, None for what is written anew anyway."""
+    for path in folder.list(""):
+        if path not in wanted:
+            raise InputError(f"{target}: holds {path} already; name an empty folder, or one this command began")
+        nbytes, found = wanted[path], folder.size(path)
+        if nbytes is not None and found != nbytes:
+            raise InputError(f"{target}: holds {path} of {found} bytes, wanted {nbytes}; delete it, or the folder")

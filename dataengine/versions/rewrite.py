@@ -124,10 +124,21 @@ def copy_spans(
                 waiting.append((start + len(piece), end))
                 break
     if waiting or digest.hexdigest() != sha256:
-        raise CorruptObject(
-            f"{root.address(path)}: has sha256 {digest.hexdigest()}, its version names {sha256}; restore the tar"
-        )
+        raise _changed(root, path, digest.hexdigest(), sha256)
     write(memoryview(tar.END))
+
+
+def check_whole(root: Root, path: str, sha256: str) -> None:
+    """Raises CorruptObject when the object at `path` is not the one of `sha256`."""
+    digest = hashlib.sha256()
+    for _, piece in _pieces(root, path):
+        digest.update(piece)
+    if digest.hexdigest() != sha256:
+        raise _changed(root, path, digest.hexdigest(), sha256)
+
+
+def _changed(root: Root, path: str, found: str, wanted: str) -> CorruptObject:
+    return CorruptObject(f"{root.address(path)}: has sha256 {found}, its version names {wanted}; restore the file")
 
 
 def _pieces(root: Root, path: str) -> Iterator[tuple[int, memoryview]]:

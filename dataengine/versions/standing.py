@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from dataengine.errors import ConfigError
 from dataengine.select.blocklist import Listed, parse_lines
 from dataengine.storage.rundir import canonical_json
 from dataengine.storage.store import Root
@@ -67,12 +68,19 @@ def read_standing(root: Root) -> Standing:
     """All take-downs that stand now. Raises ConfigError when a list was tampered with."""
     listed, why, paths = Listed(), dict[str, str](), standing_lists(root)
     for path in paths:
-        lines = root.get(path).decode().splitlines()
+        lines = _lines(root, path)
         reason = next((line.removeprefix(_REASON) for line in lines if line.startswith(_REASON)), "")
         told = (line.removeprefix("key ").partition(" # ") for line in lines if line.startswith("key "))
         why = {key: f"{path}: {'; '.join(filter(None, (reason, said)))}" for key, _, said in told} | why
         _merge(listed, parse_lines(lines, root.address(path)))
     return Standing(paths, listed, why)
+
+
+def _lines(root: Root, path: str) -> list[str]:
+    try:
+        return root.get(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{root.address(path)}: not UTF-8 text ({error}); restore this list of take-downs") from error
 
 
 def _merge(into: Listed, other: Listed) -> None:

@@ -82,6 +82,31 @@ def test_a_missing_file_is_found(version: Path, path: str, full: bool) -> None:
     assert (path, "exists") in named(faults_of(version, full=full, sample=0))
 
 
+@pytest.mark.parametrize("path", ["beta/beta-000000.tar", "beta/beta-000000.tar.idx"])
+def test_a_file_that_the_manifest_does_not_list_is_named(version: Path, path: str) -> None:
+    change_files(version, lambda files: [file for file in files if file["path"] != path])
+    assert faults_of(version) == [Fault(path, "listed in manifest.json", "once", "not at all")]
+
+
+def test_a_file_listed_twice_is_named(version: Path) -> None:
+    change_files(version, lambda files: [*files, files[0]])
+    (fault,) = faults_of(version)
+    assert (fault.check, fault.found) == ("listed in manifest.json", "2 times")
+
+
+@pytest.mark.parametrize("path", ["beta/beta-000099.tar", "ledger/part-000099.parquet"])
+def test_a_stranger_that_a_glob_would_read_is_named(version: Path, path: str) -> None:
+    (version / path).write_bytes(b"")
+    (version / "latents").mkdir()
+    (version / "latents" / "beta-000000.tar").write_bytes(b"")  # a sibling folder, as a trainer may add
+    assert named(faults_of(version, full=False)) == {(path, "belongs to the version")}
+
+
+def change_files(folder: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": change(manifest["files"])}))
+
+
 def test_a_broken_picture_is_found_behind_right_hashes(version: Path) -> None:
     row = read_rows(version)[8]
     tar = version / "alpha/alpha-000001.tar"

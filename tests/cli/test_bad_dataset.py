@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tests.cli.command import CommandLine, picture_tar, write_config
@@ -64,6 +65,22 @@ def test_a_damaged_table(cli: CommandLine, root: Path, name: str, content: bytes
     assert cli("verify", dataset).code == 74
     said = cli("why", dataset, "pictures") if name.startswith("ledger") else cli("stats", dataset)
     assert (said.code, "a table cannot be read" in said.err, "dataengine verify" in said.err) == (74, True, True)
+
+
+@pytest.mark.parametrize("name", ["samples/part-000000.parquet", "ledger/part-000000.parquet"])
+@pytest.mark.parametrize("content", [None, b"junk"])
+def test_a_damaged_table_is_taken_down_nowhere(
+    cli: CommandLine, root: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    dataset = root / "datasets/small"
+    gone = tmp_path / "gone.txt"
+    gone.write_text(f"key {pl.read_parquet(dataset / 'v000001/samples/*.parquet')['key'][0]}\n")
+    (dataset / "v000001" / name).unlink()
+    if content is not None:
+        (dataset / "v000001" / name).write_bytes(content)
+    said = cli("takedown", dataset, "--list", gone)
+    assert (said.code, "a table cannot be read" in said.err, "dataengine verify" in said.err) == (74, True, True)
+    assert not (root / "takedowns").exists()
 
 
 def test_keys_that_no_candidate_has(cli: CommandLine, made: Path) -> None:

@@ -53,6 +53,16 @@ def test_missing_object_is_named(root: Root) -> None:
     assert root.fingerprint("no/such") is None
 
 
+def test_a_copy_says_which_end_is_at_fault(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    root.put("there", b"1")
+    with pytest.raises(MissingObject, match="gone: no such object"):
+        root.copy("gone", "copied")
+    if root.local_path("") is not None:
+        with pytest.raises(StorageError, match="file/copied: "):
+            root.copy("there", "file/copied")
+
+
 def test_writer_gives_size_and_hash_and_appears_whole(root: Root) -> None:
     with root.writer("big") as stream:
         for _ in range(40):

@@ -57,7 +57,9 @@ def test_shards_that_disagree_with_the_manifest_are_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"shards.parquet: counts 18 samples, the manifest says 19"):
         load_shards(open_version(folder))
     (folder / "shards.parquet").write_bytes((folder / "samples/part-000001.parquet").read_bytes())
-    with pytest.raises(InputError, match=r"lacks the columns \['nbytes', 'num_samples', 'path'\]"):
+    with pytest.raises(
+        InputError, match=r"lacks the columns \['max_key', 'min_key', 'nbytes', 'num_samples', 'path'\]"
+    ):
         load_shards(open_version(folder))
 
 

@@ -42,6 +42,11 @@ def test_columns_tell_the_kind(name: str, separator: str) -> None:
         ("a.txt", b"\xff\xfe\n", "not UTF-8"),
         ("a.txt", b"fine.test\nno domain/at all\n", r"1 entries cannot be read; .*\n  line 2: got 'no domain/at all'"),
         ("a.txt", b"0" * 40, "line 1: .*looks like a SHA-1"),
+        (
+            "a.txt",
+            b"fine.test\n" + b"0a" * 15 + b"0\n",
+            "1 entries .*\n  line 2: .*a key or hash of 31 characters; wanted a key",
+        ),
         ("a.txt", b"key 12", "line 1: got '12', wanted key as 32 hex characters"),
         ("a.csv", b"sha256\nabc\n", "line 2: got 'abc', wanted sha256 as 64 hex"),
         ("a.txt", b"a/b\n" * 12, r"12 entries cannot be read(.*\n){11}  and 2 more"),

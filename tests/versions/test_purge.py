@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from dataengine.cli.inspect import print_why
 from dataengine.errors import InputError
 from dataengine.storage.store import Root
 from dataengine.trainer.dataset import ShardDataset
@@ -86,7 +87,7 @@ def test_a_purge_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert contents(half.root, "datasets/given") == contents(place.root, "datasets/given")
 
 
-def test_raw_parts_are_written_anew(quickstart_run: Path, tmp_path: Path) -> None:
+def test_raw_parts_are_written_anew(quickstart_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their tars hold no such picture any more, and the run goes on from what is left."""
     root = tmp_path / "root"
     shutil.copytree(quickstart_run, root)
@@ -109,3 +110,6 @@ def test_raw_parts_are_written_anew(quickstart_run: Path, tmp_path: Path) -> Non
     assert not set(asked) & set(emitted(later)["key"])
     told = later.ledger().filter(pl.col("key") == asked[0]).collect().row(0, named=True)
     assert (told["stage"], told["reason"]) == ("download", "takedown")
+    print_why(later.version.root.url, asked[0], [])
+    assert "requests               1\n" in (said := capsys.readouterr().out)
+    assert "reason                 takedown\n" in said

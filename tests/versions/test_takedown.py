@@ -8,13 +8,15 @@ from pathlib import Path
 from threading import Barrier
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.analyst.verify import verify
 from dataengine.config.load import load_config
-from dataengine.errors import ConfigError, InputError, TryAgainError
+from dataengine.errors import ConfigError, CorruptObject, InputError, TryAgainError
 from dataengine.job import run_job
 from dataengine.storage.store import Root
 from dataengine.storage.takedowns import register_list
@@ -226,6 +228,56 @@ def test_a_folder_that_holds_something_is_refused(tiny: Path, tmp_path: Path) ->
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds mine\.txt already"):
         materialize(str(tiny / "datasets" / "given"), str(tmp_path), {})
+
+
+@pytest.mark.parametrize("path", ["samples/part-000000.parquet", "ledger/part-000000.parquet", "shards.parquet"])
+def test_an_edited_table_gets_no_sound_looking_child(tiny: Path, tmp_path: Path, path: str) -> None:
+    place, names = place_in(tmp_path / "work", tiny)
+    table = tmp_path / "work" / place.path(1) / path
+    sound, rows = table.read_bytes(), pq.read_table(table)
+    text = "path" if path == "shards.parquet" else "source"
+    edited = pa.array([f"{value}" for value in reversed(rows.column(text).to_pylist())], rows.schema.field(text).type)
+    place_of = rows.schema.get_field_index(text)
+    pq.write_table(rows.set_column(place_of, rows.schema.field(text), edited), table, write_page_checksum=True)
+    with pytest.raises(CorruptObject, match=f"{path}: has sha256 .*; restore the file"):
+        request(place, keys(names[:1]))
+    assert int(place.latest().manifest["version"]) == 1
+    table.write_bytes(sound)
+    request(place, keys(names[:1]))
+    assert_sound(place.latest())
+
+
+def test_a_list_that_was_overwritten_is_named(tiny: Path, tmp_path: Path) -> None:
+    place, names = place_in(tmp_path / "work", tiny)
+    request(place, keys(names[:1]))
+    (tmp_path / "work/takedowns/000001.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"000001\.txt: not UTF-8 text"):
+        request(place, keys(names[1:2]))
+
+
+@pytest.mark.parametrize("where", ["v000002", "v000001/whole", "shards/../v000002", "v000002/"])
+def test_a_whole_folder_is_no_version(tiny: Path, tmp_path: Path, where: str) -> None:
+    """It would be the latest, and bring back what was taken down since."""
+    place, _ = place_in(tmp_path / "work", tiny)
+    before = contents(place.root, place.folder)
+    with pytest.raises(InputError, match="the place of a numbered version"):
+        materialize(f"{tmp_path}/work/{place.path(1)}", f"{tmp_path}/work/{place.folder}/{where}", {})
+    assert contents(place.root, place.folder) == before
+
+
+def test_a_bucket_without_a_name_is_no_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="names no bucket"):
+        materialize(str(tiny / "datasets" / "given"), "s3://", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_size_is_no_file_of_the_copy(tiny: Path, tmp_path: Path) -> None:
+    tar = tmp_path / "whole" / "birds" / "birds-000000.tar"
+    tar.parent.mkdir(parents=True)
+    tar.write_bytes(b"half")
+    with pytest.raises(InputError, match=r"holds birds/birds-000000\.tar of 4 bytes, wanted \d+; delete it"):
+        materialize(str(tiny / "datasets" / "given"), str(tmp_path / "whole"), {})
 
 
 @pytest.fixture(scope="module")
