@@ -142,7 +142,7 @@ class BalanceConfig(Config):
     """Draws to publish; null takes every survivor once."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Source → wanted share, normalised to 1; sources left out get none. Empty: by `temperature`."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.05)] = 1.0
     """Without weights a source with n survivors gets a share in proportion to n^(1 / temperature): 1 is in proportion,
     a large number nearly equal shares."""
     min: dict[str, Annotated[int, Field(ge=0)]] = {}
