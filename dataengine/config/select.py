@@ -10,8 +10,8 @@ from dataengine.config.base import Config, FilePattern
 
 RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}\Z")]
 ColumnName = Annotated[str, Field(min_length=1)]
-RULE_TAG = "rule:"
-"""Begins the step of an error's location that says which kind a rule is of."""
+KIND_TAG = "kind:"
+"""Begins the step of an error's location that says which of several kinds a rule or a cap is of."""
 
 OWN_REASONS = ("balance", "contaminated", "duplicate_caption", "duplicate_image", "duplicate_pair", "takedown")
 """Reasons that select gives by itself, besides `no_<column>` and `cap_<column>`."""
@@ -91,14 +91,14 @@ class BlocklistRule(Config):
 def _kind(rule: Any) -> str:
     kinds = ("top", "caption", "blocklist")
     holds = rule if isinstance(rule, dict) else getattr(type(rule), "model_fields", ())
-    return RULE_TAG + next((kind for kind in kinds if kind in holds), "keep")
+    return KIND_TAG + next((kind for kind in kinds if kind in holds), "keep")
 
 
 Rule = Annotated[
-    Annotated[KeepRule, Tag("rule:keep")]
-    | Annotated[TopRule, Tag("rule:top")]
-    | Annotated[CaptionRule, Tag("rule:caption")]
-    | Annotated[BlocklistRule, Tag("rule:blocklist")],
+    Annotated[KeepRule, Tag("kind:keep")]
+    | Annotated[TopRule, Tag("kind:top")]
+    | Annotated[CaptionRule, Tag("kind:caption")]
+    | Annotated[BlocklistRule, Tag("kind:blocklist")],
     Discriminator(_kind),
 ]
 
@@ -133,10 +133,20 @@ class CapConfig(Config):
     """A row of a concept with n rows is kept with probability min(1, at / n), as in MetaCLIP (Xu et al. 2024)."""
 
 
+def _one_or_more(cap: Any) -> str:
+    return f"{KIND_TAG}{'caps' if isinstance(cap, list | tuple) else 'by'}"
+
+
+Caps = Annotated[
+    Annotated[CapConfig, Tag("kind:by")] | Annotated[tuple[CapConfig, ...], Tag("kind:caps")],
+    Discriminator(_one_or_more),
+]
+
+
 class BalanceConfig(Config):
     """The mixture of sources; draws are counted with repeats."""
 
-    cap: CapConfig | tuple[CapConfig, ...] = ()
+    cap: Caps = ()
     """Caps per concept, applied one after another before anything is shared out."""
     target: Annotated[int, Field(ge=1)] | None = None
     """Draws to publish; null takes every survivor once."""
