@@ -114,7 +114,7 @@ class SurvivorConfig(Config):
     """Rows of one image that may stay: a row yields when so many better ones that stay are its duplicates. Not for the
     policy `caption`."""
     merge_captions: bool = True
-    """Attach captions of dropped image duplicates to the survivor."""
+    """Attach captions of dropped image duplicates to the survivor; with the policy `image` alone."""
     min_image_similarity: Annotated[float, Field(gt=0, le=1)] | None = None
     """Cosine from which images count as duplicates; at least `dedup.images.min_similarity`, which is the default."""
     min_caption_similarity: Annotated[float, Field(gt=0, le=1)] | None = None
