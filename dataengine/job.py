@@ -27,6 +27,7 @@ from dataengine.engine.worker import Report
 from dataengine.errors import InputError, StorageError
 from dataengine.pipeline import STAGES, Pipeline, build_pipeline
 from dataengine.score.metrics import Gauge as ScoreGauge
+from dataengine.select.stage import Select
 from dataengine.storage.rundir import Commit, RunDirectory
 from dataengine.storage.store import Root
 
@@ -49,10 +50,11 @@ def run_job(config: RunConfig, *, until: str = "emit", console: Console) -> Fini
 
     Raises ConfigError, InputError, DataBudgetError, StorageError or TryAgainError; what was committed stays.
     """
-    pipeline = build_pipeline(config).until(until)
+    whole = build_pipeline(config)
+    pipeline = whole.until(until)
     run = RunDirectory.open(config.root, config.storage_options, config.name)
     _probe(run)
-    load_blocklist(run.root, config.download.blocklists)  # a bad line is better known now than in the first part
+    _prove_files(run.root, config, whole)
     _record(run, config, pipeline)
     _render_sample_web(config, run.root, console)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=True)
@@ -66,7 +68,7 @@ def survey_job(config: RunConfig) -> Board:
     """The board of `config` as it stands; nothing is written or run. Raises ConfigError, InputError or StorageError."""
     pipeline = build_pipeline(config)
     run = RunDirectory.open(config.root, config.storage_options, config.name)
-    load_blocklist(run.root, config.download.blocklists)
+    _prove_files(run.root, config, pipeline)
     board = Board(run, pipeline.steps, dict(pipeline.recipes), store=False)
     board.survey()
     return board
@@ -144,6 +146,14 @@ def _probe(run: RunDirectory) -> None:
             f"{run.root.address(path)}: this store replaced an object that must be created once (If-None-Match is "
             f"ignored), so parallel attempts could mix; use a store that supports conditional writes"
         )
+
+
+def _prove_files(root: Root, config: RunConfig, pipeline: Pipeline) -> None:
+    """Refuse lists that are absent or hold a bad line, which are better known now than when they are used."""
+    load_blocklist(root, config.download.blocklists)
+    for step in pipeline.steps:
+        if isinstance(step, Select):
+            step.prove(root)
 
 
 def _record(run: RunDirectory, config: RunConfig, pipeline: Pipeline) -> None:

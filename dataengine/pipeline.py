@@ -34,6 +34,7 @@ from dataengine.score.evaluation import ScoreEvaluation
 from dataengine.score.heads import identify_head
 from dataengine.score.stage import Score
 from dataengine.score.weights import identify_scorer
+from dataengine.select.balance import check_bounds
 from dataengine.select.columns import Columns
 from dataengine.select.question import Question
 from dataengine.select.stage import Select
@@ -196,6 +197,7 @@ def _select_step(config: RunConfig, scores: Mapping[str, TableSchema]) -> Select
     if config.dedup.images is not None:
         columns = replace(columns, with_cell=True)
     # Refuses what would fail only after everything was scored.
+    check_bounds(config.sources, config.select.balance)
     question = Question.ask([config.select], columns)
     columns = replace(columns, with_cell="cell" in question.read)
     return Select(tuple(sorted(config.sources)), columns, config.select, _edge_steps(config), config.seed)

@@ -46,14 +46,14 @@ def print_preview(path: Path, overrides: list[str], sweeps: list[str], plots: Pa
     """Print funnel, sources, mixture, overlap of rules and the difference to the last selection; and sweeps."""
     console = Console(soft_wrap=True)
     started = time.monotonic()
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise ConfigError(f"--plot {plots}: is a file; give a folder, which may be new")
     config = load_config(path, overrides)
     run = _open(config)
     files = rule_files(run.reader.inputs.root, config.select)
     config = config.model_copy(update={"select": under_takedowns(config.select, files)})
-    planned = [plan_sweep(config.select, text) for text in sweeps]
+    planned = [_planned(config, text, run.step) for text in sweeps]
     configs = [config.select, *(variant for sweep in planned for variant in sweep.configs)]
-    for variant in configs:
-        _check(config, variant)
     lines = read_lines(run.reader.inputs.root, files)
     plotted = _plotted(run.step) if plots is not None else []
     question = Question.ask(configs, run.step.columns, lines, also=["num_rows", *plotted])
@@ -100,14 +100,21 @@ def _last_selection(run: RunDirectory) -> Commit | None:
     return commits[-1] if commits else None
 
 
-def _check(config: RunConfig, select: SelectConfig) -> None:
+def _planned(config: RunConfig, text: str, step: Select) -> Sweep:
+    sweep = plan_sweep(config.select, text, step.columns.types)
+    for value, variant in zip(sweep.values, sweep.configs, strict=True):
+        _check(config, variant, f"--sweep {sweep.name}={value}")
+    return sweep
+
+
+def _check(config: RunConfig, select: SelectConfig, where: str) -> None:
     """Whether the run may be asked for with `select`, take-downs aside, in the place of its own. Raises ConfigError."""
     asked = select.model_dump()
     asked["rules"].pop(TAKEDOWN, None)
     try:
         RunConfig.model_validate(config.model_dump() | {"select": asked})
     except ValidationError as error:
-        raise ConfigError(f"--sweep: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+        raise ConfigError(f"{where}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 def _plotted(step: Select) -> list[str]:

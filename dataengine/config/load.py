@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dataengine.config.run import RunConfig
-from dataengine.config.select import RULE_TAG
+from dataengine.config.select import KIND_TAG
 from dataengine.config.sources import SOURCE_KINDS
 from dataengine.errors import ConfigError
 
@@ -140,12 +140,12 @@ def _keys_at(model: Any, location: tuple[str | int, ...]) -> list[str]:
 
 def _is_tag(step: str | int) -> bool:
     """Whether a step of a location says which of several models was tried, rather than a key."""
-    return step in SOURCE_KINDS or str(step).startswith(RULE_TAG)
+    return step in SOURCE_KINDS or str(step).startswith(KIND_TAG)
 
 
 def _descend(kind: Any, step: str | int) -> list[Any]:
-    if str(step).startswith(RULE_TAG):
-        return [model for model in _models(kind) if str(step).removeprefix(RULE_TAG) in model.model_fields]
+    if str(step).startswith(KIND_TAG):
+        return [model for model in _models(kind) if str(step).removeprefix(KIND_TAG) in model.model_fields]
     if step in SOURCE_KINDS:
         return [model for model in _models(kind) if step in get_args(model.model_fields["kind"].annotation)]
     found = [model.model_fields[step].annotation for model in _models(kind) if step in model.model_fields]

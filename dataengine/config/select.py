@@ -10,8 +10,8 @@ from dataengine.config.base import Config, FilePattern
 
 RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}\Z")]
 ColumnName = Annotated[str, Field(min_length=1)]
-RULE_TAG = "rule:"
-"""Begins the step of an error's location that says which kind a rule is of."""
+KIND_TAG = "kind:"
+"""Begins the step of an error's location that says which of several kinds a rule or a cap is of."""
 
 OWN_REASONS = ("balance", "contaminated", "duplicate_caption", "duplicate_image", "duplicate_pair", "takedown")
 """Reasons that select gives by itself, besides `no_<column>` and `cap_<column>`."""
@@ -91,14 +91,14 @@ class BlocklistRule(Config):
 def _kind(rule: Any) -> str:
     kinds = ("top", "caption", "blocklist")
     holds = rule if isinstance(rule, dict) else getattr(type(rule), "model_fields", ())
-    return RULE_TAG + next((kind for kind in kinds if kind in holds), "keep")
+    return KIND_TAG + next((kind for kind in kinds if kind in holds), "keep")
 
 
 Rule = Annotated[
-    Annotated[KeepRule, Tag("rule:keep")]
-    | Annotated[TopRule, Tag("rule:top")]
-    | Annotated[CaptionRule, Tag("rule:caption")]
-    | Annotated[BlocklistRule, Tag("rule:blocklist")],
+    Annotated[KeepRule, Tag("kind:keep")]
+    | Annotated[TopRule, Tag("kind:top")]
+    | Annotated[CaptionRule, Tag("kind:caption")]
+    | Annotated[BlocklistRule, Tag("kind:blocklist")],
     Discriminator(_kind),
 ]
 
@@ -114,7 +114,7 @@ class SurvivorConfig(Config):
     """Rows of one image that may stay: a row yields when so many better ones that stay are its duplicates. Not for the
     policy `caption`."""
     merge_captions: bool = True
-    """Attach captions of dropped image duplicates to the survivor."""
+    """Attach captions of dropped image duplicates to the survivor; with the policy `image` alone."""
     min_image_similarity: Annotated[float, Field(gt=0, le=1)] | None = None
     """Cosine from which images count as duplicates; at least `dedup.images.min_similarity`, which is the default."""
     min_caption_similarity: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -133,16 +133,26 @@ class CapConfig(Config):
     """A row of a concept with n rows is kept with probability min(1, at / n), as in MetaCLIP (Xu et al. 2024)."""
 
 
+def _one_or_more(cap: Any) -> str:
+    return f"{KIND_TAG}{'caps' if isinstance(cap, list | tuple) else 'by'}"
+
+
+Caps = Annotated[
+    Annotated[CapConfig, Tag("kind:by")] | Annotated[tuple[CapConfig, ...], Tag("kind:caps")],
+    Discriminator(_one_or_more),
+]
+
+
 class BalanceConfig(Config):
     """The mixture of sources; draws are counted with repeats."""
 
-    cap: CapConfig | tuple[CapConfig, ...] = ()
+    cap: Caps = ()
     """Caps per concept, applied one after another before anything is shared out."""
     target: Annotated[int, Field(ge=1)] | None = None
     """Draws to publish; null takes every survivor once."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Source → wanted share, normalised to 1; sources left out get none. Empty: by `temperature`."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.05)] = 1.0
     """Without weights a source with n survivors gets a share in proportion to n^(1 / temperature): 1 is in proportion,
     a large number nearly equal shares."""
     min: dict[str, Annotated[int, Field(ge=0)]] = {}

@@ -7,7 +7,7 @@ does not know why a row survived. Repeats are a count per row, never copies of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -120,11 +120,25 @@ def _within_bounds(shares: Mapping[str, Fraction], target: int, config: BalanceC
             set_to |= {name: Fraction(config.max[name]) for name in high}
 
 
-def _no_room(shares: Mapping[str, Fraction], target: int, config: BalanceConfig) -> str:
+def check_bounds(sources: Iterable[str], config: BalanceConfig) -> None:
+    """Refuse a target that `min` and `max` leave no room for, whatever survives. Raises ConfigError."""
+    shares = {name: Fraction(config.weights.get(name, 0) if config.weights else 1) for name in sources}
+    least, most = _room(shares, config)
+    if config.target is not None and not least <= config.target <= (config.target if most is None else most):
+        raise ConfigError(_no_room(shares, config.target, config))
+
+
+def _room(shares: Mapping[str, Fraction], config: BalanceConfig) -> tuple[int, int | None]:
+    """The least and the greatest target within bounds; None: there is no greatest."""
     least = sum(config.min.get(name, 0) for name in shares)
     unbounded = [name for name, share in shares.items() if share and name not in config.max]
     most = sum(config.max.get(name, 0) if share else config.min.get(name, 0) for name, share in shares.items())
-    range_ = f"at least {least}" if unbounded else f"from {least} to {most}"
+    return least, None if unbounded else most
+
+
+def _no_room(shares: Mapping[str, Fraction], target: int, config: BalanceConfig) -> str:
+    least, most = _room(shares, config)
+    range_ = f"at least {least}" if most is None else f"from {least} to {most}"
     return f"select.balance.target: {target} draws do not fit select.balance.min and max, which allow {range_}"
 
 

@@ -74,7 +74,7 @@ def rule_files(root: Root, config: SelectConfig) -> dict[str, list[str]]:
 def read_lines(root: Root, files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The lines of the files of each rule."""
     return {
-        name: [line for path in paths for line in root.get(path).decode("utf-8", "replace").splitlines()]
+        name: [line for path in paths for line in root.get(path).decode("utf-8-sig", "replace").splitlines()]
         for name, paths in files.items()
     }
 

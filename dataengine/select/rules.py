@@ -87,13 +87,14 @@ def compile_rules(
 ) -> list[Compiled]:
     """The rules in order, proven against the table's columns (name → type).
 
-    `lines` holds, by name, the lines of the files that rules refer to; without it they count as empty. Raises
+    `lines` holds, by name, the lines of the files that rules refer to; without it nothing is asked of these. Raises
     ConfigError naming the rule: an unknown column, no condition on a single row, or an entry that is none.
     """
-    return [_compile(name, rule, columns, (lines or {}).get(name, ())) for name, rule in rules.items()]
+    known = dict.fromkeys(rules) if lines is None else {name: lines.get(name, ()) for name in rules}
+    return [_compile(name, rule, columns, known[name]) for name, rule in rules.items()]
 
 
-def _compile(name: str, rule: Rule, columns: Mapping[str, pl.DataType], lines: Sequence[str]) -> Compiled:
+def _compile(name: str, rule: Rule, columns: Mapping[str, pl.DataType], lines: Sequence[str] | None) -> Compiled:
     where = f"select.rules.{name}"
     if isinstance(rule, TopRule):
         for column in (rule.top, *rule.per):
@@ -107,7 +108,7 @@ def _compile(name: str, rule: Rule, columns: Mapping[str, pl.DataType], lines: S
         column = caption_column(rule.caption)
         require_column(column, columns, where)
         return RowRule(name, where, (column,), texts.caption_condition(rule, column, lines, where), rule.if_null)
-    listed = blocklist.parse_lines(lines, where)
+    listed = blocklist.parse_lines(lines or (), where)
     for column in listed.columns:
         require_column(column, columns, where)
     return RowRule(name, where, listed.columns, blocklist.blocklist_condition(listed, rule.max_phash_distance), "drop")
@@ -146,7 +147,8 @@ def _alone(seen: pl.LazyFrame, rule: RowRule) -> pl.Series:
     try:
         return seen.select(rule.predicate.alias("met")).collect().to_series()
     except pl.exceptions.PolarsError as error:
-        raise ConfigError(f"{rule.where}: {first_line(error)}") from error
+        hint = "; TRY_CAST gives null where CAST fails" if "conversion" in str(error) else ""
+        raise ConfigError(f"{rule.where}: {first_line(error)}{hint}") from error
 
 
 def _explained(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,10 @@ _FUNCTIONS = frozenset(
 _FAMILIES = frozenset({"Boolean", "Pow", "Range", "Sql", "StringExpr"})
 _DIVISIONS = ({"Sql": {"Binary": "Div"}}, {"Sql": {"Binary": "Rem"}})
 _FLOATS = ({"Literal": "Float32"}, {"Literal": "Float64"})
+_ALIKE = {**{name: name for name in ("Eq", "NotEq", "Lt", "LtEq", "Gt", "GtEq")}, "EqValidity": "EqMissing"}
+"""Comparisons as BETWEEN, CASE and IS NOT DISTINCT FROM spell them, and as `=`, `<` and their like do."""
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
+_CLOCKS = re.compile(r"\b(?:now\s*\(|(?:current_(?:date|time|timestamp)|localtime(?:stamp)?)\b)", re.IGNORECASE)
 _GRAMMAR = (
     "a rule looks at one row at a time and may use columns, literals, comparisons, arithmetic, AND, OR, "
     "NOT, IN, BETWEEN, LIKE, IS NULL, CASE, CAST, abs, ceil, coalesce, ends_with, floor, greatest, least, "
@@ -63,9 +68,14 @@ def first_line(error: Exception) -> str:
 
 
 def _compile(text: str, schema: pl.Schema, where: str) -> tuple[pl.Expr, tuple[str, ...]]:
+    if clock := _CLOCKS.search(_QUOTED.sub("''", text)):
+        raise ConfigError(
+            f"{where}: {clock[0].rstrip('( ')} is not allowed, for a rule gives the same at every run; write the time "
+            f"down, such as date '2026-01-31'"
+        )
     try:
-        expression = pl.sql_expr(text)
-        tree = json.loads(expression.meta.serialize(format="json"))
+        tree = _alike(json.loads(pl.sql_expr(text).meta.serialize(format="json")))
+        expression = _expression(tree)
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise ConfigError(f"{where}: not an expression a rule can be ({first_line(error)}); {_GRAMMAR}") from error
     refused = next(_refused(tree), None)
@@ -85,6 +95,24 @@ def _compile(text: str, schema: pl.Schema, where: str) -> tuple[pl.Expr, tuple[s
     if outcome != pl.Boolean:
         raise ConfigError(f"{where}: gives {outcome}, wanted true or false; compare it with something")
     return guarded, named
+
+
+def _alike(tree: Any) -> Any:
+    """`tree` with decimals compared in one way: BETWEEN would hold a float32 against them digit by digit, so that
+    0.3 is more than 0.3."""
+    if isinstance(tree, list):
+        return [_alike(child) for child in tree]
+    if not isinstance(tree, dict):
+        return tree
+    compared = tree.get("BinaryExpr")
+    if compared and compared["op"] in _ALIKE and any(map(_is_decimal, (compared["left"], compared["right"]))):
+        sides = [_alike(compared["left"]), _alike(compared["right"])]
+        return {"Function": {"input": sides, "function": {"Sql": {"Binary": _ALIKE[compared["op"]]}}}}
+    return {name: _alike(child) for name, child in tree.items()}
+
+
+def _is_decimal(tree: Any) -> bool:
+    return isinstance(tree, dict) and "Decimal" in str(tree.get("Literal"))
 
 
 def _refused(tree: Any) -> Iterator[str]:
@@ -133,13 +161,14 @@ def _columns(tree: Any) -> Iterator[str]:
 
 
 def _guarded(expression: pl.Expr, tree: Any) -> pl.Expr:
-    """`expression`, false where a division by zero or a text gives NaN: Polars calls that greater than any number."""
+    """`expression`, false where a division by zero or a text gives NaN, which Polars calls greater than any number, or
+    an infinity, of which arithmetic makes NaN."""
     for subtree in _subtrees(tree):
         call, cast = subtree.get("Function"), subtree.get("Cast")
         if isinstance(call, dict) and call["function"] in _DIVISIONS:
             expression &= (_expression(call["input"][1]).cast(pl.Float64) != 0).fill_null(value=True)
         elif isinstance(cast, dict) and cast["dtype"] in _FLOATS:
-            expression &= _expression(subtree).is_not_nan().fill_null(value=True)
+            expression &= _expression(subtree).is_finite().fill_null(value=True)
     return expression
 
 

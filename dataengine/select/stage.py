@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dataengine.config.select import SelectConfig
+from dataengine.config.select import BlocklistRule, SelectConfig
 from dataengine.contract import Inputs, Machine, Need, Outputs, PlanContext, Step
+from dataengine.errors import ConfigError
 from dataengine.schemas import SELECTION
 from dataengine.select.balance import Mixture
+from dataengine.select.blocklist import parse_lines
 from dataengine.select.columns import Columns
 from dataengine.select.pool import Block, Pool
 from dataengine.select.question import Question
@@ -21,6 +23,7 @@ from dataengine.select.selection import Decision, Selector
 from dataengine.select.verdicts import Merged, donors_and_heirs, merge_captions, num_by_reason, selection_table
 from dataengine.storage.inputs import content_fingerprint
 from dataengine.storage.rundir import Part, Plan
+from dataengine.storage.store import Root
 from dataengine.storage.takedowns import TAKEDOWN, standing_lists
 
 _WRITERS = 8
@@ -46,7 +49,7 @@ class Select(Step):
     """Decides over every candidate at once: rules, survivors, balance."""
 
     stage: ClassVar[str] = "select"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     sources: tuple[str, ...]
     columns: Columns
     config: SelectConfig
@@ -76,6 +79,21 @@ class Select(Step):
         standing = standing_lists(context.root)
         reads |= {path: standing[path] for path in files.get(TAKEDOWN, ())}
         return Plan((Part("part-000000", {"files": files, "reads": reads} if files else {}),), reads)
+
+    def prove(self, root: Root) -> None:
+        """Refuse a file of a rule that is absent or holds what is none, before anything runs.
+
+        Raises InputError and ConfigError.
+        """
+        files = rule_files(root, self.config)
+        lines = read_lines(root, files)
+        try:
+            Question.ask([under_takedowns(self.config, files)], self.columns, lines)
+        except ConfigError:
+            for name, path in ((name, path) for name, paths in files.items() for path in paths):
+                if name == TAKEDOWN or isinstance(self.config.rules[name], BlocklistRule):
+                    parse_lines(read_lines(root, {name: [path]})[name], f"select.rules.{name}: {path}")
+            raise
 
     def reader(self, inputs: Inputs, num_threads: int) -> Reader:
         """Reads what this step needs."""

@@ -20,17 +20,20 @@ if TYPE_CHECKING:
 _BETWEEN_WORDS = r"[\s!-/:-@\[-`{-~]+"
 
 
-def caption_condition(rule: CaptionRule, column: str, lines: Sequence[str], where: str) -> pl.Expr:
-    """The rule as an expression over the text in `column`; `lines` are those of its files.
+def caption_condition(rule: CaptionRule, column: str, lines: Sequence[str] | None, where: str) -> pl.Expr:
+    """The rule as an expression over the text in `column`; `lines` are those of its files, None: not read yet.
 
-    Null where there is no text. Raises ConfigError when the rule asks nothing, or a phrase holds no word.
+    Null where there is no text. Raises ConfigError when the rule asks nothing, a phrase holds no word, or the files
+    hold no phrase.
     """
     text = pl.col(column)
     conditions = [*_lengths(rule, text)]
     if rule.forbid:
         conditions.append(~_holds(text, rule.forbid, where))
     if rule.require_any or rule.require_any_of:
-        phrases = [line for line in lines if line.strip() and not line.startswith("#")]
+        phrases = [line for line in lines or () if line.strip() and not line.startswith("#")]
+        if lines is not None and not (phrases or rule.require_any):
+            raise ConfigError(f"{where}.require_any_of: the files hold no phrase, so every row would fail")
         conditions.append(_holds(text, [*rule.require_any, *phrases], where))
     if not conditions:
         raise ConfigError(f"{where}: asks nothing of the caption; give min_words, forbid or another condition")

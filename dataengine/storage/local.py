@@ -132,13 +132,8 @@ class LocalBackend:
     def list(self, prefix: str) -> list[str]:
         folder, cut = self._base / prefix, len(str(self._base).rstrip("/")) + 1
         with _faults(folder):
-            found = (
-                f"{parent}/{name}"[cut:]
-                for parent, _, names in os.walk(folder)
-                for name in names
-                if not name.startswith(".aside-")
-            )
-            return sorted(found)
+            found = ((f"{parent.rstrip('/')}/"[cut:], names) for parent, _, names in os.walk(folder))
+            return sorted(within + name for within, names in found for name in names if not name.startswith(".aside-"))
 
     def local_path(self, path: str) -> Path:
         return self._base / path

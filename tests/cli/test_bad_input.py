@@ -84,6 +84,13 @@ def test_a_config_that_is_not_there(cli: CommandLine, tmp_path: Path) -> None:
         ("score.scorers.tiny.heads.verdict.weights=x", "'verdict' names another column"),
         ("select.survivors.prefer=[clip_score]", "wanted `column asc` or `column desc`"),
         ("select.survivors.prefer=[clipscore desc]", "did you mean clip_score?"),
+        ("select.balance={target: 9, min: {web: 10}}", "which allow at least 10"),
+        ("select.balance={target: 9, max: {web: 8}, if_short: all}", "which allow from 0 to 8"),
+        ("select.balance.cap={by: source, at: 0}", "yaml: select.balance.cap.at: got 0"),
+        ("select.balance.cap={by: source, att: 3}", "select.balance.cap.att: unknown key; did you mean at?"),
+        ("select.balance.cap=[{by: source, at: 3}, {by: source}]", "select.balance.cap.1.at: missing"),
+        ("select.balance.cap=3", "select.balance.cap: got 3"),
+        ("select.balance={target: 9, temperature: 0.001}", "greater than or equal to 0.05"),
         ("select.rules.good=clp_score > 0", "did you mean clip_score?"),
         ("select.rules.good=clip_score", "wanted true or false"),
         ("select.rules.good=avg(clip_score) > 0", "Mean is not allowed"),
@@ -106,6 +113,31 @@ def test_block_lists_are_read_before_anything_runs(cli: CommandLine, tmp_path: P
     for name, words in (("list.txt", "list.txt, line 2: got 'no entry at all'"), ("none.txt", "no such file")):
         said = cli(verb, write_config(tmp_path, download={"blocklists": [str(tmp_path / name)]}))
         assert (said.code, words in said.err) == (3, True), said.err
+    assert not list(tmp_path.glob("root/runs/*/sources"))
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("rule", "content", "code", "words"),
+    [
+        ({"blocklist": ["a.txt", "{file}"]}, "bad.example\nno entry\n", 2, "list.txt, line 2: got 'no entry'"),
+        ({"blocklist": ["{file}"]}, None, 3, "select.rules.listed: "),
+        ({"caption": "caption", "require_any_of": ["{file}"]}, "\n# none\n", 2, "the files hold no phrase"),
+        ({"caption": "caption", "require_any_of": ["{file}"]}, None, 3, "no such file"),
+    ],
+)
+def test_files_of_rules_are_read_before_anything_runs(
+    cli: CommandLine, tmp_path: Path, verb: str, rule: dict[str, Any], content: str | None, code: int, words: str
+) -> None:
+    (tmp_path / "a.txt").write_text("\ufeffanother.example\n", encoding="utf-8")
+    if content is not None:
+        (tmp_path / "list.txt").write_text(content)
+    names = {"a.txt": str(tmp_path / "a.txt"), "{file}": str(tmp_path / "list.txt")}
+    asked = {
+        name: [names[item] for item in value] if isinstance(value, list) else value for name, value in rule.items()
+    }
+    said = cli(verb, write_config(tmp_path, select={"rules": {"listed": asked}}))
+    assert (said.code, words in said.err) == (code, True), said.err
     assert not list(tmp_path.glob("root/runs/*/sources"))
 
 

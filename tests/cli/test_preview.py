@@ -75,7 +75,13 @@ def test_what_cannot_be_previewed_is_said(root: Path, cli: CommandLine, tmp_path
     low = cli("preview", *arguments(root), "--sweep", "survivors.min_image_similarity=0.5:0.6:0.1")
     assert low.code == 2
     assert "dedup stores pairs from 0.97 on" in low.err
-    assert cli("preview", *arguments(root), "--sweep", "nothing=1").code == 2
+    unknown = cli("preview", *arguments(root), "--sweep", "clip_scor=1")
+    assert unknown.code == 2
+    assert unknown.err.startswith("ConfigError: --sweep clip_scor=1: ")
+    assert "did you mean clip_score?" in unknown.err
+    file = tmp_path / "plots"
+    file.touch()
+    assert "is a file" in cli("preview", *arguments(root), "--plot", file).err
     impossible = cli("preview", *arguments(root, "select.balance.if_short=error"), "--sweep", "balance.target=40,4000")
     assert impossible.code == 0, impossible.err
     assert "impossible" in impossible.out

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dataengine.config.select import BalanceConfig
 from dataengine.errors import ConfigError
 from dataengine.keys import url_keys
-from dataengine.select.balance import apportion, draw_rows
+from dataengine.select.balance import apportion, check_bounds, draw_rows
 from dataengine.select.keyed import Keys
 
 COUNTS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 50), min_size=1)
@@ -114,6 +114,7 @@ def test_bounds_hold_and_what_is_between_them_is_in_proportion(
         with pytest.raises(ConfigError, match="do not fit"):
             apportion(counts, config)
         return
+    check_bounds(counts, config)
     asked = apportion(counts, config).asked
     assert sum(asked.values()) == target
     assert all(least.get(name, 0) <= number <= most.get(name, target) for name, number in asked.items())
@@ -135,6 +136,18 @@ def test_bounds_that_leave_no_room_say_what_is_possible() -> None:
         apportion({"a": 90, "b": 90}, config)
     with pytest.raises(ConfigError, match="which allow at least 150"):
         apportion({"a": 90, "b": 90}, BalanceConfig(target=100, min={"a": 150}))
+
+
+def test_bounds_that_no_survivors_could_meet_are_refused_beforehand() -> None:
+    config = BalanceConfig(target=100, min={"a": 5}, max={"a": 20, "b": 30})
+    check_bounds("abc", config)
+    with pytest.raises(ConfigError, match="which allow from 5 to 50"):
+        check_bounds("ab", config)
+    weighted = {"weights": {"a": 1}, "max": {"a": 20}}
+    with pytest.raises(ConfigError, match="which allow from 0 to 20"):
+        check_bounds("abc", BalanceConfig(target=100, **weighted))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="which allow at least 101"):
+        check_bounds("abc", BalanceConfig(target=100, min={"c": 101}))
 
 
 def test_bounds_without_a_target_take_every_survivor_within_them() -> None:

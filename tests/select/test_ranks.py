@@ -6,12 +6,15 @@ from fractions import Fraction
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.config.select import SelectConfig, TopRule
 from dataengine.errors import ConfigError
+from dataengine.select.keyed import Keys
+from dataengine.select.ranks import best
 from dataengine.select.rules import compile_rules
 from tests.select.choosing import KEYS, judged
 
@@ -37,6 +40,14 @@ def test_a_fraction_is_the_best_rows_by_value_then_key(values: list[float | None
 def test_a_share_is_taken_as_the_decimal_it_reads_as() -> None:
     assert len(kept([0.5] * 30, fraction=0.3)) == 9  # in binary, 0.3 × 30 is 8.999...
     assert kept([0.5] * 10, fraction=0.3) == [0, 1, 2], "ties by key"
+
+
+@given(st.permutations(range(12)), st.lists(st.sampled_from([0.0, 0.5]), min_size=12, max_size=12), st.integers(0, 12))
+def test_ties_are_broken_by_key_in_whatever_order_rows_come(order: list[int], values: list[float], number: int) -> None:
+    wanted = sorted(range(12), key=lambda row: (-values[row], KEYS[row]))[:number]
+    keys = Keys.parse(pa.array([KEYS[row] for row in order]))
+    found = best(np.array([values[row] for row in order]), number, keys)
+    assert sorted(order[place] for place in found) == sorted(wanted)
 
 
 def test_all_and_none() -> None:

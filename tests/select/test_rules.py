@@ -59,6 +59,11 @@ def passing(text: str) -> list[bool]:
         ("CASE WHEN width > 1000 THEN clip_score > 0.2 ELSE true END", [1, 1, 0, 1, 1]),
         ("CAST(caption_truncated AS INT) = 0", [1, 0, 1, 0, 1]),
         ("clip_score IS NULL", [0, 0, 1, 0, 0]),
+        ("clip_score BETWEEN 0.1 AND 0.3", [1, 1, 0, 0, 0]),  # float32's 0.3 is a little more than 0.3
+        ("clip_score NOT BETWEEN 0.1 AND 0.3", [0, 0, 0, 1, 1]),
+        ("clip_score IS NOT DISTINCT FROM 0.7", [0, 0, 0, 1, 0]),
+        ("CASE clip_score WHEN 0.7 THEN true ELSE false END", [0, 0, 0, 1, 0]),
+        ("caption <> 'now()'", [1, 1, 1, 1, 1]),
     ],
 )
 def test_a_rule_passes_the_rows_it_says(text: str, wanted: list[int]) -> None:
@@ -88,6 +93,8 @@ def test_a_rule_passes_the_rows_it_says(text: str, wanted: list[int]) -> None:
         ("1 = 1", "names no column"),
         ("caption > 3", "select.rules.only"),
         ("sqrt(width) > 1", "Pow.Sqrt is not allowed"),
+        ("width > 1 AND now() > date '2026-01-01'", "now is not allowed"),
+        ("width > 1 AND CURRENT_DATE > '2026-01-01'", "CURRENT_DATE is not allowed"),
     ],
 )
 def test_what_is_no_rule_is_refused_by_name(text: str, says: str) -> None:
@@ -98,7 +105,7 @@ def test_what_is_no_rule_is_refused_by_name(text: str, says: str) -> None:
 
 def test_a_rule_that_breaks_on_a_row_is_named() -> None:
     rules = {"fine": "width > 3", "number": "CAST(caption AS INT) > 3"}
-    with pytest.raises(ConfigError, match=r"select\.rules\.number"):
+    with pytest.raises(ConfigError, match=r"select\.rules\.number: .*TRY_CAST"):
         judged(ROWS, rules)
 
 
@@ -137,6 +144,8 @@ def test_nan_passes_no_rule() -> None:
     assert [reason for reason, _ in judged(frame, {"only": "score < 0.3"})] == ["no_score", "only", "no_score"]
     texts = [reason for reason, _ in judged(frame, {"only": "TRY_CAST(text AS DOUBLE) > 0.3"})]
     assert texts == ["only", None, "only"]
+    frame = pl.DataFrame({"width": [0, 1], "text": ["inf", "inf"]})
+    assert [reason for reason, _ in judged(frame, {"only": "TRY_CAST(text AS DOUBLE) * width > 0.3"})] == ["only"] * 2
 
 
 def test_no_rules_and_no_rows() -> None:
@@ -188,6 +197,8 @@ def test_a_caption_rule_that_asks_nothing_or_for_no_word_is_refused() -> None:
         compiled({"only": {"caption": "caption"}})
     with pytest.raises(ConfigError, match="holds no word"):
         compiled({"only": {"caption": "caption", "forbid": [" ... "]}})
+    with pytest.raises(ConfigError, match="hold no phrase"):
+        judged(CAPTIONS, {"only": {"caption": "caption", "require_any_of": ["words.txt"]}}, {"only": ["# none", ""]})
     with pytest.raises(ConfigError, match="did you mean caption"):
         compiled({"only": {"caption": "alt", "min_words": 3}})
 

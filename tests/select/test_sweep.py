@@ -32,6 +32,8 @@ CONFIG = SelectConfig.model_validate(
     }
 )
 
+COLUMNS = {"width": pl.Int32(), "height": pl.Int32(), "clip_score": pl.Float32(), "caption": pl.String()}
+
 
 def keep(config: SelectConfig, name: str) -> str:
     rule = config.rules[name]
@@ -40,31 +42,36 @@ def keep(config: SelectConfig, name: str) -> str:
 
 
 def test_a_rule_with_one_number_is_swept_by_its_name() -> None:
-    sweep = plan_sweep(CONFIG, "wide=100:300:100")
+    sweep = plan_sweep(CONFIG, "wide=100:300:100", COLUMNS)
     assert sweep.values == (Decimal(100), Decimal(200), Decimal(300))
     assert [keep(config, "wide") for config in sweep.configs] == [f"width >= {n}" for n in (100, 200, 300)]
     assert all(config.rules["clip"] == CONFIG.rules["clip"] for config in sweep.configs)
 
 
 def test_a_column_is_swept_where_it_is_compared() -> None:
-    assert keep(plan_sweep(CONFIG, "width=7,8").configs[1], "wide") == "width >= 8"
-    added = plan_sweep(CONFIG, "height=0.5:0.5:1").configs[0]
+    assert keep(plan_sweep(CONFIG, "width=7,8", COLUMNS).configs[1], "wide") == "width >= 8"
+    added = plan_sweep(CONFIG, "height=0.5:0.5:1", COLUMNS).configs[0]
     assert keep(added, "height") == '"height" >= 0.5'
     assert list(added.rules) == [*CONFIG.rules, "height"]
+    turned = SelectConfig.model_validate({"rules": {"sides": "64 <= width AND height <= 1e4"}})
+    assert keep(plan_sweep(turned, "width=7,8", COLUMNS).configs[1], "sides") == "8 <= width AND height <= 1e4"
 
 
 def test_steps_are_exact_and_the_end_is_included() -> None:
-    assert [str(value) for value in plan_sweep(CONFIG, "width=0.24:0.34:0.02").values] == [
+    assert [str(value) for value in plan_sweep(CONFIG, "width=0.24:0.34:0.02", COLUMNS).values] == [
         "0.24", "0.26", "0.28", "0.30", "0.32", "0.34",
     ]  # fmt: skip
 
 
 def test_fractions_and_keys_are_swept() -> None:
-    best = [config.rules["best"] for config in plan_sweep(CONFIG, "best=0.1,0.5").configs]
+    best = [config.rules["best"] for config in plan_sweep(CONFIG, "best=0.1,0.5", COLUMNS).configs]
     assert [rule.fraction for rule in best if isinstance(rule, TopRule)] == [0.1, 0.5]
-    targets = [config.balance.target for config in plan_sweep(CONFIG, "balance.target=5:15:5").configs]
+    targets = [config.balance.target for config in plan_sweep(CONFIG, "balance.target=5:15:5", COLUMNS).configs]
     assert targets == [5, 10, 15]
-    assert [config.holdout_share for config in plan_sweep(CONFIG, "holdout_share=0.1,0.2").configs] == [0.1, 0.2]
+    assert [config.holdout_share for config in plan_sweep(CONFIG, "holdout_share=0.1,0.2", COLUMNS).configs] == [
+        0.1,
+        0.2,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,11 +87,16 @@ def test_fractions_and_keys_are_swept() -> None:
         ("balance.goal=3", "balance.goal"),
         ("mixture.target=3", "no key mixture.target"),
         ("survivors.min_image_similarity=2", "less than or equal to 1"),
+        ("heigth=1", "no column 'heigth'; did you mean height?"),
+        ("caption=1", "column caption holds String"),
+        ("wide=0:inf:1", "not finite"),
+        ("wide=nan", "not finite"),
+        ("wide=sNaN:1:1", "not finite"),
     ],
 )
 def test_what_cannot_be_swept_is_said(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=r"--sweep") as caught:
-        plan_sweep(CONFIG, text)
+        plan_sweep(CONFIG, text, COLUMNS)
     assert says in str(caught.value)
 
 
@@ -95,7 +107,7 @@ def test_a_sweep_equals_separate_runs() -> None:
                      for row, score in enumerate(scores)))  # fmt: skip
     edges = pa.concat_tables([edge(row, row + step, 0.95 + step / 100) for row in range(40) for step in (1, 3)])
     planned = [
-        plan_sweep(CONFIG, text)
+        plan_sweep(CONFIG, text, COLUMNS)
         for text in (
             "wide=50:300:50",
             "best=0:1:0.25",
