@@ -23,6 +23,7 @@ from dataengine.trainer.index import load_shards
 from dataengine.trainer.manifest import open_version
 from dataengine.trainer.mixture import Mixture, Repeats
 from dataengine.trainer.order import Order, StreamOrder, rows_of
+from dataengine.trainer.ranks import check_batch_size
 from dataengine.trainer.reader import MEMBERS, SampleReader, Source
 from dataengine.trainer.samples import SampleMaker
 from dataengine.trainer.view import Asked, Split, View, build_view
@@ -137,6 +138,7 @@ class ShardDataset:
 
     def orders(self, order_batch: int, *, carried: bool) -> tuple[StreamOrder, ...]:
         """The order of each stream, laid out for global batches of `order_batch` samples."""
+        check_batch_size(order_batch)
         asked = self.view.asked
         order = Order(asked.seed, order_batch, asked.shuffle, carried)
         return tuple(StreamOrder(stream.chunks, order, number) for number, stream in enumerate(self.view.streams))

@@ -68,7 +68,6 @@ class DataLoader:
         multiprocessing_context: str | None = None,
     ) -> None:
         for name, value, least in (
-            ("global_batch_size", global_batch_size, 1),
             ("num_workers", num_workers, 0),
             ("prefetch_batches", prefetch_batches, 1),
         ):
@@ -144,11 +143,14 @@ class DataLoader:
         """Continue at a position, whatever ranks and workers it was saved under. Reads and replays nothing.
 
         With another global batch size the order of samples goes on as it was and is cut into other batches. Raises
-        InputError that names the differences when the state is of another dataset version or view.
+        InputError that names the differences when the state is of another dataset version or view, and what is wrong
+        with it when it is not what `state_dict` returned.
         """
-        lengths = (len(self._schedule.groups), len(self._schedule.num_rows))
-        position = load(state, self._dataset.view.identity(), self._tail, lengths)
-        self._schedule = self._dataset.view.schedule(self._batch, self._tail, position.weights)
+        view = self._dataset.view
+        position, schedule = load(
+            state, view.identity(), self._tail, lambda weights: view.schedule(self._batch, self._tail, weights)
+        )
+        self._schedule = schedule
         self._go(position)
 
     def plan(self, world_size: int | None = None) -> Plan:

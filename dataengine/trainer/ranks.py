@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 
 from dataengine.errors import ConfigError
 
+MAX_BATCH = 2**20  # times a sum of weights it must fit 64 bits
+
 
 def rank_and_world_size(
     rank: int | None = None, world_size: int | None = None, environment: Mapping[str, str] = os.environ
@@ -24,6 +26,14 @@ def rank_and_world_size(
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank={rank}, world_size={world_size}: wanted 0 <= rank < world_size")
     return rank, world_size
+
+
+def check_batch_size(size: int) -> None:
+    """Raises ConfigError when `size` is no global batch size."""
+    if type(size) is not int or not 1 <= size <= MAX_BATCH:
+        raise ConfigError(
+            f"global_batch_size={size!r}: wanted a whole number of samples over all ranks, 1 to {MAX_BATCH}"
+        )
 
 
 def check_batches(sizes: Collection[int], world_size: int) -> None:

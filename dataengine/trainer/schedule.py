@@ -98,6 +98,13 @@ class Schedule:
         blank = (0,) * len(self.num_rows)
         return Point(0, 0, blank, (0,) * len(self.groups), blank)
 
+    def settled(self, point: Point) -> Point:
+        """`point`, which another batch size may have led to; with `drop`, a rest below a batch is dropped there."""
+        end = (self.epoch(point) + 1) * self.epoch_draws
+        if self.tail == "drop" and end - point.drawn < self.groups[0].batch:
+            return replace(point, drawn=end, cursors=(end,))
+        return point
+
     def epoch(self, point: Point) -> int:
         """The epoch that the batch after `point` begins in."""
         return point.drawn // self.epoch_draws

@@ -22,6 +22,7 @@ from dataengine.trainer.columns import equals, integers, predicate, scan
 from dataengine.trainer.index import Shards
 from dataengine.trainer.manifest import Version
 from dataengine.trainer.mixture import Mixture, Repeats
+from dataengine.trainer.ranks import check_batch_size
 from dataengine.trainer.schedule import Group, Schedule, Tail, Weights
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ class View:
     def schedule(self, global_batch_size: int, tail: Tail, weights: Mapping[str, float] | None = None) -> Schedule:
         """How batches are made, under the view's own weights or others by name.
 
-        Raises ConfigError for names that the view does not have.
+        Raises ConfigError for names that the view does not have, and sizes that are none.
         """
+        check_batch_size(global_batch_size)
         groups = self._groups(global_batch_size)
         return Schedule(
             groups=groups,
