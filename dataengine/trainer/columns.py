@@ -50,6 +50,15 @@ def scan(
             f"{version.root.address('samples')}: holds {num_rows} rows, the manifest says {shards.num_rows}; run "
             "`dataengine verify` on it"
         )
+    met = np.zeros(num_rows, dtype=np.bool_)
+    for rows, _ in parts:
+        met[rows] = True
+    if not met.all():
+        shard, place = shards.locate(np.flatnonzero(~met)[:1])
+        raise InputError(
+            f"{version.root.address('samples')}: has no row for sample {place[0]} of shard "
+            f"{shards.shards[shard[0]].name}, and another one twice; run `dataengine verify` on it"
+        )
     arrays: dict[str, NDArray[Any]] = {}
     for name in found:
         arrays[name] = np.zeros(num_rows, dtype=parts[0][1][name].dtype)

@@ -19,6 +19,7 @@ from dataengine.trainer.cache import Cache
 from dataengine.trainer.captions import Caption
 from dataengine.trainer.decode import Decode
 from dataengine.trainer.fetch import Patience
+from dataengine.trainer.hashes import load_hashes
 from dataengine.trainer.index import load_shards
 from dataengine.trainer.manifest import open_version
 from dataengine.trainer.mixture import Mixture, Repeats
@@ -44,8 +45,8 @@ class ShardDataset:
     `parts` are `image`, `txt`, `json`, any other member by its extension, or the names of `siblings`, which map a part
     to the folder of tars of the same names that holds it (latents, say). `where` is an SQL condition on the samples
     table. `transform` maps a sample, or a sample and a NumPy generator seeded by (seed, epoch, key), to what is
-    returned. With `check_hashes` every image is compared with the manifest's hash. `patience` and `cache` are about
-    object stores.
+    returned. With `check_hashes` every key and image is compared with the manifest's, for which opening reads two
+    columns of the samples table and keeps 8 bytes a row. `patience` and `cache` are about object stores.
 
     Raises ConfigError for arguments that contradict each other, InputError for a dataset that cannot be used.
     """
@@ -83,7 +84,8 @@ class ShardDataset:
         shards = load_shards(version)
         self.view: View = build_view(version, shards, Asked(split, seed, shuffle, repeats, where, mixture, buckets))
         wanted = tuple(parts) if caption is None or "json" in parts else (*parts, "json")
-        self.source = Source(version, shards, wanted, dict(siblings or {}), check_hashes, patience or Patience(), cache)
+        hashes = load_hashes(version, shards) if check_hashes else None
+        self.source = Source(version, shards, wanted, dict(siblings or {}), hashes, patience or Patience(), cache)
         self.maker = SampleMaker(shards, tuple(parts), decode, seed, caption, transform)
 
     @property

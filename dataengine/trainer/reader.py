@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import xxhash
-
 from dataengine.errors import ConfigError, CorruptObject, StorageError
 from dataengine.storage.store import Root
 from dataengine.trainer.cache import Cache
@@ -51,7 +49,7 @@ class Source:
     shards: Shards
     parts: tuple[str, ...]
     siblings: Mapping[str, str] = field(default_factory=dict)
-    check_hashes: bool = False
+    hashes: Hashes | None = None
     patience: Patience = field(default_factory=Patience)
     cache: Cache | None = None
     process: int = field(default_factory=os.getpid)
@@ -72,10 +70,10 @@ class SampleReader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
-        self._is_plain = tuple(self._sets) == (MAIN,) and not source.check_hashes
+        self._is_plain = tuple(self._sets) == (MAIN,) and source.hashes is None
         self._is_remote = not source.version.is_local
         self._wanted = frozenset(source.parts)
-        self._hashes = Hashes(source.version, source.shards) if source.check_hashes else None
+        self._hashes = source.hashes
 
     def read(self, rows: NDArray[np.int64]) -> list[Raw | StorageError]:
         """Each row's sample, or what is wrong with it, in the order asked for.
@@ -119,7 +117,7 @@ class SampleReader:
         self, row: int, place: tuple[int, int], parts: tuple[str, ...], samples: Sequence[Sample | StorageError]
     ) -> Raw | StorageError:
         """One sample out of what each set of tars holds of it."""
-        key = ""
+        key, image = "", None
         members: dict[str, bytes] = {}
         for part, sample in zip(parts, samples, strict=True):
             if isinstance(sample, StorageError):
@@ -129,25 +127,17 @@ class SampleReader:
                 return self._corrupt(place, part, f"holds key {found!r}, the dataset {key!r}")
             key = found
             if part == MAIN:
-                members = of_set
+                members, image = of_set, of_set.get("image")
             else:
                 members[part] = next(iter(of_set.values()))
         if not self._wanted <= members.keys():
             missing = sorted(self._wanted - members.keys())
             return self._corrupt(place, MAIN, f"key {key!r} has no member {missing[0]!r}, but {sorted(members)}")
-        if self._hashes is not None and "image" in members:
-            return self._verified(Raw(row, key, place[0], members), place)
+        if self._hashes is not None and image is not None:
+            fault = self._hashes.fault(row, key, image)
+            if fault is not None:
+                return self._corrupt(place, MAIN, fault)
         return Raw(row, key, place[0], members)
-
-    def _verified(self, sample: Raw, place: tuple[int, int]) -> Raw | StorageError:
-        assert self._hashes is not None
-        key, wanted = self._hashes.of(*place)
-        found = xxhash.xxh3_64_hexdigest(sample.members["image"])
-        if (sample.key, found) != (key, wanted):
-            return self._corrupt(
-                place, MAIN, f"holds key {sample.key} with xxh3 {found}, the manifest says {key} with {wanted}"
-            )
-        return sample
 
     def _corrupt(self, place: tuple[int, int], part: str, fault: str) -> CorruptObject:
         where = f"{self.describe(*place)}{f' of {part}' if part else ''}"

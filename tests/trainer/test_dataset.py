@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from dataengine.errors import ConfigError, CorruptObject, InputError, MissingObject
+from dataengine.storage.store import Root
 from dataengine.trainer import Buckets, Caption, Mixture, ShardDataset
 from dataengine.trainer.samples import sample_rng
 from tests.trainer.publishing import publish, read_rows, write_manifest, write_siblings
@@ -249,6 +251,53 @@ def test_hashes_are_compared_when_asked(broken: Path) -> None:
         CorruptObject, match=rf"shard {row['shard']}, sample {row['index_in_shard']}: holds key .* xxh3"
     ):
         drain(broken, decode="bytes", check_hashes=True)
+
+
+def test_a_sample_in_another_ones_place_is_noticed_when_asked(broken: Path) -> None:
+    """Two samples of one tar, exchanged whole: each is sound, and neither is what the table says."""
+    index = np.fromfile(broken / "beta/beta-000000.tar.idx", "<u8")
+    tar = broken / "beta/beta-000000.tar"
+    content = tar.read_bytes()
+    pieces = [content[begin:end] for begin, end in pairwise(index.tolist())]
+    assert len(pieces[0]) == len(pieces[1])
+    tar.write_bytes(b"".join([pieces[1], pieces[0], *pieces[2:]]) + content[index[-1] :])
+    drain(broken)
+    with pytest.raises(CorruptObject, match=r"shard beta-000000, sample 0: holds key"):
+        drain(broken, check_hashes=True)
+
+
+def test_each_part_of_the_table_is_read_once_for_hashes(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: Counter[str] = Counter()
+    open_file = Root.open
+    monkeypatch.setattr(Root, "open", lambda root, path: opened.update([path]) or open_file(root, path))
+    dataset = ShardDataset(published, check_hashes=True)
+    for _ in range(2):
+        assert len(list(dataset)) == 18
+    tables = {path: count for path, count in opened.items() if path.endswith(".parquet")}
+    assert tables == {"shards.parquet": 1, "samples/part-000000.parquet": 1, "samples/part-000001.parquet": 1}
+
+
+@pytest.mark.parametrize("wrong", ["", "0" * 15, "0" * 14 + "zz", "  " + "0" * 14])
+def test_a_table_without_hashes_is_refused_when_they_are_asked_for(tmp_path: Path, wrong: str) -> None:
+    folder = publish(tmp_path / "pairs")
+    part = folder / "samples/part-000001.parquet"
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("xxh3")
+    hashes = [wrong, *table["xxh3"].to_pylist()[1:]]
+    pq.write_table(table.set_column(place, table.schema.field("xxh3"), [hashes]), part)
+    assert len(list(ShardDataset(folder))) == 18
+    with pytest.raises(InputError, match=r"samples: a key or xxh3 is not 16 hexadecimal characters"):
+        ShardDataset(folder, check_hashes=True)
+
+
+def test_a_row_that_stands_for_another_is_refused(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs")
+    part = folder / "samples/part-000001.parquet"
+    table = pq.read_table(part)
+    twice = [0, 0, *range(2, len(table))]
+    pq.write_table(table.take(twice), part)
+    with pytest.raises(InputError, match=r"has no row for sample 4 of shard alpha-000001, and another one twice"):
+        ShardDataset(folder, where="width > 1")
 
 
 def overwrite(folder: Path, number: int, change: Callable[[bytes], bytes]) -> dict[str, Any]:
