@@ -123,7 +123,7 @@ def test_a_folder_of_others_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds files that no cache wrote"):
         Cache(tmp_path, max_bytes=2**20)
-    with pytest.raises(ConfigError, match="wanted a block or more"):
+    with pytest.raises(ConfigError, match="room for a block or more"):
         Cache(tmp_path / "new", max_bytes=5)
 
 
