@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from dataengine.errors import ConfigError, CorruptObject
+from dataengine.errors import ConfigError
 from dataengine.storage.store import Root
 
 _MARK = "dataengine-cache.json"
@@ -35,6 +36,14 @@ _ASIDE_SECONDS = 60.0  # that a cache keeps nothing after a disk refused: findin
 _LOG = logging.getLogger("dataengine.trainer")
 _aside_until: dict[Path, float] = {}
 """Of this process: folders whose disk refused, and when it is asked again."""
+
+
+class Span(NamedTuple):
+    """Bytes `begin` to `end` of a block, by the block's number."""
+
+    block: int
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -74,40 +83,49 @@ class Cache:
                 ) from error
             self._step_aside(error)
 
-    def read(self, root: Root, path: str, offset: int, nbytes: int, size: int | None) -> bytes:
-        """`nbytes` bytes at `offset` of an object of `size` bytes (asked for when None), fetching blocks that lack."""
-        if size is None:
-            size = root.size(path)
-        if size is None or offset + nbytes > size:
-            raise CorruptObject(f"{root.address(path)}: wanted {nbytes} bytes at {offset}, the object has {size}")
-        first, last = offset // self.block_bytes, max(offset, offset + nbytes - 1) // self.block_bytes
-        content = b"".join(self._block(root, path, number, size) for number in range(first, last + 1))
-        begin = offset - first * self.block_bytes
-        return content[begin : begin + nbytes]
+    def spans(self, offset: int, nbytes: int) -> Iterator[Span]:
+        """What a range takes of each block that it lies in."""
+        end = offset + nbytes
+        for number in range(offset // self.block_bytes, -(-end // self.block_bytes)):
+            start = number * self.block_bytes
+            yield Span(number, max(offset, start) - start, min(end, start + self.block_bytes) - start)
+
+    def kept(self, root: Root, path: str, span: Span, size: int) -> bytes | None:
+        """A span of a block of an object of `size` bytes; None unless the block is kept, whole."""
+        try:
+            descriptor = os.open(self._file(root, path, span.block, size), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            if os.fstat(descriptor).st_size != self._length(span.block, size):
+                return None
+            content = os.pread(descriptor, span.end - span.begin, span.begin)
+            with suppress(OSError):
+                os.utime(descriptor)  # file systems are mounted without access times
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        return content if len(content) == span.end - span.begin else None
+
+    def fetch(self, root: Root, path: str, number: int, size: int) -> bytes:
+        """One block of an object of `size` bytes, from the store, and kept."""
+        content = root.get_range(path, number * self.block_bytes, self._length(number, size))
+        self._store(self._file(root, path, number, size), content)
+        return content
 
     def forget(self, root: Root, path: str, offset: int, nbytes: int, size: int) -> None:
         """Delete the blocks of a range whose bytes turned out to be wrong."""
-        for number in range(offset // self.block_bytes, max(offset, offset + nbytes - 1) // self.block_bytes + 1):
+        for span in self.spans(offset, nbytes):
             with suppress(OSError):
-                self._file(root, path, number, size).unlink(missing_ok=True)
+                self._file(root, path, span.block, size).unlink(missing_ok=True)
 
     def _file(self, root: Root, path: str, number: int, size: int) -> Path:
         name = hashlib.blake2b(f"{root.address(path)} {size} {self.block_bytes}".encode(), digest_size=16).hexdigest()
         return Path(self.folder) / name[:2] / f"{name}-{number}{_SUFFIX}"
 
-    def _block(self, root: Root, path: str, number: int, size: int) -> bytes:
-        begin = number * self.block_bytes
-        nbytes = min(self.block_bytes, size - begin)
-        file = self._file(root, path, number, size)
-        with suppress(OSError):
-            content = file.read_bytes()
-            if len(content) == nbytes:
-                with suppress(OSError):
-                    os.utime(file)  # file systems are mounted without access times
-                return content
-        content = root.get_range(path, begin, nbytes)
-        self._store(file, content)
-        return content
+    def _length(self, number: int, size: int) -> int:
+        return min(self.block_bytes, size - number * self.block_bytes)
 
     def _store(self, file: Path, content: bytes) -> None:
         """Keep a block, in place of others if need be; where that fails, keep none for a while."""

@@ -91,7 +91,7 @@ class ShardDataset:
     @property
     def is_local(self) -> bool:
         """Whether the shards lie on this machine's disks."""
-        return self.source.version.is_local
+        return self.source.is_local
 
     def __len__(self) -> int:
         """Samples of the view, copies counted."""

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
 from dataengine.storage.store import Root
+from dataengine.trainer.blocks import Wanted, read_through
 from dataengine.trainer.cache import Cache
 
 Range = tuple[str, int, int]
@@ -78,13 +79,9 @@ class Fetcher:
 
     def ranges(self, ranges: Sequence[Range], sizes: Sequence[int | None]) -> list[bytes | StorageError]:
         """The bytes of each range; `sizes` are of the whole objects, which the cache wants to know."""
-        found: list[bytes | StorageError] = [b""] * len(ranges)
         if self._cache is not None:
-            reads = [
-                self._runs.submit(self._attempt, lambda one=one, size=size: self._cached(one, size))
-                for one, size in zip(ranges, sizes, strict=True)
-            ]
-            return [_outcome(read) for read in reads]
+            return self._through(self._cache, ranges, sizes)
+        found: list[bytes | StorageError] = [b""] * len(ranges)
         runs = _coalesced(ranges)
         for run, read in [
             (run, self._runs.submit(self._read, run.path, run.begin, run.end - run.begin)) for run in runs
@@ -96,11 +93,32 @@ class Fetcher:
                 found[number] = content if isinstance(content, StorageError) else content[begin : begin + nbytes]
         return found
 
-    def forget(self, one: Range, size: int | None) -> None:
-        """Drop what was kept of a range that turned out to be wrong, so that it is read anew."""
+    def forget(self, one: Range, size: int | None, entry: Range) -> None:
+        """Drop what was kept of a range that turned out to be wrong, and of its entry in the index."""
         path, offset, nbytes = one
-        if self._cache is not None and size is not None:
+        self._blocks.pop((entry[0], entry[1] // _ENTRY_BLOCK), None)
+        size = self._sizes.get(path) if size is None else size
+        if self._cache is not None and size is not None and offset + nbytes <= size:
             self._cache.forget(self._root, path, offset, nbytes, size)
+
+    def _through(
+        self, cache: Cache, ranges: Sequence[Range], sizes: Sequence[int | None]
+    ) -> list[bytes | StorageError]:
+        unknown = {path for (path, _, _), size in zip(ranges, sizes, strict=True) if size is None}
+        found = {path: _outcome(self._runs.submit(self._size, path)) for path in unknown}
+        every = [found[path] if size is None else size for (path, _, _), size in zip(ranges, sizes, strict=True)]
+        wanted = [Wanted(*one, size) for one, size in zip(ranges, every, strict=True) if isinstance(size, int)]
+        read = iter(read_through(cache, self._root, wanted, lambda *what: self._runs.submit(self._attempt, *what)))
+        return [next(read) if isinstance(size, int) else size for size in every]
+
+    def _size(self, path: str) -> int:
+        size = self._sizes.get(path)
+        if size is None:
+            size = self._attempt(lambda: self._root.size(path), f"size of {path}")
+            if size is None:
+                raise MissingObject(f"{self._root.address(path)}: no such object; copy the shard again")
+            self._sizes[path] = size
+        return size
 
     def _entry(self, one: Range, failed: dict[tuple[str, int], StorageError]) -> bytes | StorageError:
         path, offset, nbytes = one
@@ -116,24 +134,14 @@ class Fetcher:
 
     def _load_block(self, path: str, number: int) -> bytes:
         """One block and the first entry of the next, or what the index has of it."""
-        size = self._sizes.get(path)
-        if size is None:
-            size = self._attempt(lambda: self._root.size(path), f"size of {path}")
-            if size is None:
-                raise MissingObject(f"{self._root.address(path)}: no such object; copy the shard again")
-            self._sizes[path] = size
+        size = self._size(path)
         begin = number * _ENTRY_BLOCK
         return self._read(path, begin, max(0, min(_ENTRY_BLOCK + 8, size - begin)))
 
     def _read(self, path: str, offset: int, nbytes: int) -> bytes:
         return self._attempt(lambda: self._root.get_range(path, offset, nbytes), path)
 
-    def _cached(self, one: Range, size: int | None) -> bytes:
-        assert self._cache is not None
-        path, offset, nbytes = one
-        return self._cache.read(self._root, path, offset, nbytes, size)
-
-    def _attempt(self, read: Callable[[], Found], what: str = "") -> Found:
+    def _attempt(self, read: Callable[[], Found], what: str) -> Found:
         pause = self._patience.pause_seconds
         for attempt in range(1, self._patience.tries + 1):
             waiting: Future[Found] = self._reads.submit(read)
@@ -155,7 +163,7 @@ class Fetcher:
         raise AssertionError("unreachable")
 
 
-def _outcome(read: Future[bytes]) -> bytes | StorageError:
+def _outcome(read: Future[Found]) -> Found | StorageError:
     try:
         return read.result()
     except StorageError as error:

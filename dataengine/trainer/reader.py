@@ -58,6 +58,19 @@ class Source:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, process=os.getpid())
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all its tars lie on this machine's disks."""
+        return all(root.local_path("") is not None for root in map(self.root_of, (None, *self.siblings.values())))
+
+    def root_of(self, folder: str | None) -> Root:
+        """Where tars lie: those of a sibling's folder, or the dataset's own."""
+        root = self.version.root
+        if folder is None:
+            return root
+        absolute = "://" in folder or folder.startswith("/")
+        return Root(folder if absolute else root.address(posixpath.normpath(folder)), root.options)
+
     def folders(self) -> dict[str, str | None]:
         """Each set of tars to open: its part, or MAIN for the dataset's own, and the folder if not its own."""
         found: dict[str, str | None] = {part: self.siblings[part] for part in self.parts if part in self.siblings}
@@ -71,7 +84,7 @@ class SampleReader:
         self._source = source
         self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
         self._is_plain = tuple(self._sets) == (MAIN,) and source.hashes is None
-        self._is_remote = not source.version.is_local
+        self._is_remote = not source.is_local
         self._wanted = frozenset(source.parts)
         self._hashes = source.hashes
 
@@ -106,12 +119,16 @@ class SampleReader:
         return f"shard {self._source.shards.shards[shard].name}, sample {place}"
 
     def _again(self, row: int, place: tuple[int, int], fault: CorruptObject) -> Raw | StorageError:
-        """A sample whose bytes were wrong, read once more past the cache: wires and caches err, too."""
-        if self._source.version.is_local:
-            return fault
-        for tars in self._sets.values():
-            tars.forget(place[0])
-        return self._joined(row, place, tuple(self._sets), [next(tars.read([place])) for tars in self._sets.values()])
+        """A sample whose bytes were wrong, read anew past all that is kept: wires and caches err, too."""
+        sample: Raw | StorageError = fault
+        for _ in range(self._source.patience.tries - 1 if self._is_remote else 0):
+            for tars in self._sets.values():
+                tars.forget(*place)
+            of_sets = [next(tars.read([place])) for tars in self._sets.values()]
+            sample = self._joined(row, place, tuple(self._sets), of_sets)
+            if type(sample) is not CorruptObject:
+                break
+        return sample
 
     def _joined(
         self, row: int, place: tuple[int, int], parts: tuple[str, ...], samples: Sequence[Sample | StorageError]
@@ -145,13 +162,7 @@ class SampleReader:
 
 
 def _open_set(source: Source, folder: str | None) -> LocalTars | RemoteTars:
-    version = source.version
-    if folder is None:
-        root, tars = version.root, Tars(source.shards.shards)
-    else:
-        absolute = "://" in folder or folder.startswith("/")
-        root = Root(folder if absolute else version.root.address(posixpath.normpath(folder)), version.root.options)
-        tars = Tars(source.shards.shards, is_sibling=True)
-    if len(tars) and root.local_path(tars[0].path) is not None:
+    root, tars = source.root_of(folder), Tars(source.shards.shards, is_sibling=folder is not None)
+    if root.local_path("") is not None:
         return LocalTars(root, tars)
     return RemoteTars(root, tars, Fetcher(root, source.patience, source.cache))

@@ -7,7 +7,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from dataengine.errors import ConfigError
 from dataengine.storage.store import Root
 from dataengine.trainer import Cache, DataLoader, ShardDataset
+from dataengine.trainer.blocks import Pieces, Wanted, read_through
 from tests.trainer.publishing import publish
 
 BLOCK = 2**14
@@ -46,11 +48,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+def at_once(fetch: Callable[[], Pieces], _: str) -> Future[Pieces]:
+    done: Future[Pieces] = Future()
+    done.set_result(fetch())
+    return done
+
+
 def read_all(cache: Cache, root: Root) -> None:
     """Every block, twice, checked."""
     for _ in range(2):
         for begin in range(0, len(OBJECT), BLOCK):
-            assert cache.read(root, "object", begin, BLOCK, len(OBJECT)) == OBJECT[begin : begin + BLOCK]
+            (content,) = read_through(cache, root, [Wanted("object", begin, BLOCK, len(OBJECT))], at_once)
+            assert content == OBJECT[begin : begin + BLOCK]
 
 
 def blocks(folder: Path) -> list[Path]:

@@ -237,6 +237,16 @@ def test_another_index_is_noticed(broken: Path) -> None:
             drain(broken, mixture={"beta": 1})
 
 
+@pytest.mark.parametrize("entry", [0, 2**40, 2**63, 2**64 - 1])
+def test_an_index_beyond_its_tar_is_named(broken: Path, entry: int) -> None:
+    """Nothing of that size is read, or asked of the system."""
+    index = np.fromfile(broken / "beta/beta-000000.tar.idx", "<u8")
+    index[1] = entry
+    index.tofile(broken / "beta/beta-000000.tar.idx")
+    with pytest.raises(CorruptObject, match=rf"tar.idx: has sample 0 at bytes 0 to {entry} of \d+; copy the shard"):
+        drain(broken, mixture={"beta": 1})
+
+
 def test_a_picture_that_does_not_decode_is_named(broken: Path) -> None:
     row = overwrite(broken, 3, lambda content: bytes(40) + content[40:])
     with pytest.raises(CorruptObject, match=rf"key {row['key']}: .*does not decode"):
