@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from dataengine.errors import ConfigError
 from dataengine.storage.store import Root
+from dataengine.trainer import arguments
 
 _MARK = "dataengine-cache.json"
 _FORMAT = "dataengine-cache/1"
@@ -60,12 +61,8 @@ class Cache:
     block_bytes: int = 2**20
 
     def __post_init__(self) -> None:
-        whole = type(self.max_bytes) is int and type(self.block_bytes) is int
-        if not (whole and 0 < self.block_bytes <= self.max_bytes):
-            raise ConfigError(
-                f"cache: max_bytes={self.max_bytes!r}, block_bytes={self.block_bytes!r}: wanted whole numbers, and "
-                "room for a block or more"
-            )
+        arguments.whole("cache: block_bytes", self.block_bytes, 1)
+        arguments.whole("cache: max_bytes", self.max_bytes, self.block_bytes)
         folder = Path(self.folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
 from dataengine.storage.store import Root
+from dataengine.trainer import arguments
 from dataengine.trainer.blocks import Wanted, read_through
 from dataengine.trainer.cache import Cache
 
@@ -26,18 +27,27 @@ _MAX_GAP_BYTES = 256 * 2**10  # what a ranged GET costs in time is about this mu
 _MAX_RUN_BYTES = 8 * 2**20
 _ENTRY_BLOCK = 1024  # index entries of a chunk of 128 samples
 _MAX_ENTRY_BLOCKS = 16_384  # 16 MiB
+_MAX_TRIES = 20  # after which the pause has doubled to days
 Found = TypeVar("Found")
 _LOG = logging.getLogger("dataengine.trainer")
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a read may take, and how often it is tried: `timeout_seconds` for each of `tries`."""
+    """How long a read may take, and how often it is tried: `timeout_seconds` for each of `tries`.
+
+    Raises ConfigError for numbers that are none.
+    """
 
     timeout_seconds: float = 60.0
     tries: int = 4
     pause_seconds: float = 0.2
     """Before the second try; it doubles with each further one."""
+
+    def __post_init__(self) -> None:
+        arguments.number("patience: timeout_seconds", self.timeout_seconds, 0, arguments.MAX_SECONDS, above=True)
+        arguments.whole("patience: tries", self.tries, 1, _MAX_TRIES)
+        arguments.number("patience: pause_seconds", self.pause_seconds, 0, arguments.MAX_SECONDS)
 
 
 @dataclass

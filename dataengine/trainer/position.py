@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataengine.errors import ConfigError, InputError
+from dataengine.trainer import arguments
 from dataengine.trainer.ranks import MAX_BATCH
 from dataengine.trainer.schedule import Point, Schedule
 
@@ -19,7 +20,6 @@ _COUNTERS = ("step", "drawn")
 _LISTS = ("cursors", "owed_groups", "owed_streams")
 _FIELDS = ("format", "view", "tail", "weights", "order_batch", *_COUNTERS, *_LISTS)
 _MAX_COUNT = 2**53  # beyond it the order's arithmetic is not exact; a million samples a second take 285 years
-_SHOWN = 200  # characters of a value in a message
 
 ScheduleOf = Callable[[Mapping[str, float] | None], Schedule]
 """The view's schedule under a mixture's weights; None: the view's own."""
@@ -78,15 +78,15 @@ def load(
 
 def _check_fields(state: Mapping[str, Any]) -> None:
     if not isinstance(state, Mapping):
-        raise InputError(f"state_dict: is {_shown(state)}, wanted the dict that state_dict() returned")
+        raise InputError(f"state_dict: is {arguments.shown(state)}, wanted the dict that state_dict() returned")
     if "format" in state and state["format"] != FORMAT:
-        raise InputError(f"state_dict: format is {_shown(state['format'])}, this dataengine reads {FORMAT!r}")
+        raise InputError(f"state_dict: format is {arguments.shown(state['format'])}, this dataengine reads {FORMAT!r}")
     missing = [name for name in _FIELDS if name not in state]
     unknown = sorted(str(name) for name in state if name not in _FIELDS)
     if missing or unknown:
         raise InputError(
-            f"state_dict: lacks {missing}, and holds the unknown {_shown(unknown)}; wanted just {list(_FIELDS)}: give "
-            "what state_dict() returned, not the checkpoint around it"
+            f"state_dict: lacks {missing}, and holds the unknown {arguments.shown(unknown)}; wanted just "
+            f"{list(_FIELDS)}: give what state_dict() returned, not the checkpoint around it"
         )
 
 
@@ -95,7 +95,7 @@ def _check_view(state: Mapping[str, Any], identity: Mapping[str, Any], tail: str
     found = {**(view if isinstance(view, Mapping) else {}), "tail": state["tail"]}
     wanted = {**identity, "tail": tail}
     different = [
-        f"{name} is {_shown(found.get(name))}, this dataset has {_shown(wanted.get(name))}"
+        f"{name} is {arguments.shown(found.get(name))}, this dataset has {arguments.shown(wanted.get(name))}"
         for name in dict.fromkeys([*wanted, *found])
         # The type first: True is not the seed 1, and arrays do not compare to one truth.
         if type(found.get(name)) is not type(wanted.get(name)) or found.get(name) != wanted.get(name)
@@ -153,13 +153,5 @@ def _number(name: str, number: Any, least: int, most: int) -> int:
 
 def _refused(name: str, value: Any, wanted: str) -> InputError:
     return InputError(
-        f"state_dict: {name} is {_shown(value)}, wanted {wanted}; give what state_dict() returned, unchanged"
+        f"state_dict: {name} is {arguments.shown(value)}, wanted {wanted}; give what state_dict() returned, unchanged"
     )
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # of more digits than Python writes
-        text = f"a {type(value).__name__} of {value.bit_length()} bits" if type(value) is int else type(value).__name__
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

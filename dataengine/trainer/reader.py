@@ -149,6 +149,11 @@ class SampleReader:
                 members[part] = next(iter(of_set.values()))
         if not self._wanted <= members.keys():
             missing = sorted(self._wanted - members.keys())
+            if extra := [part for part in missing if part not in MEMBERS]:
+                raise ConfigError(
+                    f"parts: {self.describe(*place)} has no member {extra[0]!r}, but {sorted(members)}; ask for parts "
+                    "that every sample has, or leave sources without them out of the mixture"
+                )
             return self._corrupt(place, MAIN, f"key {key!r} has no member {missing[0]!r}, but {sorted(members)}")
         if self._hashes is not None and image is not None:
             fault = self._hashes.fault(row, key, image)

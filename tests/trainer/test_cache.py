@@ -188,10 +188,10 @@ def test_a_block_that_cannot_be_read_is_fetched(root: Root, tmp_path: Path) -> N
     [
         ("file", {}, "is no folder to write to"),
         ("file/below", {}, "is no folder to write to"),
-        ("new", {"max_bytes": "10GB"}, "max_bytes='10GB', block_bytes=1048576: wanted whole numbers"),
-        ("new", {"max_bytes": 1e9}, "max_bytes=1000000000.0, "),
+        ("new", {"max_bytes": "10GB"}, "max_bytes='10GB': wanted a whole number from 1048576"),
+        ("new", {"max_bytes": 1e9}, "max_bytes=1000000000.0: "),
         ("new", {"block_bytes": 0}, "block_bytes=0"),
-        ("new", {"max_bytes": 5}, "room for a block or more"),
+        ("new", {"max_bytes": 5}, "max_bytes=5: wanted a whole number from 1048576"),
     ],
 )
 def test_arguments_that_are_none_are_named(tmp_path: Path, folder: str, options: dict[str, int], message: str) -> None:

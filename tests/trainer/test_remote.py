@@ -195,8 +195,24 @@ def test_a_folder_of_others_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds files that no cache wrote"):
         Cache(tmp_path, max_bytes=2**20)
-    with pytest.raises(ConfigError, match="room for a block or more"):
+    with pytest.raises(ConfigError, match="wanted a whole number from 1048576"):
         Cache(tmp_path / "new", max_bytes=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": "5"}, "storage_options do not fit this store"),
+        ({"bogus": "1"}, "storage_options do not fit this store: Configuration key: 'bogus'"),
+        ({"endpoint": "not a url"}, "endpoint='not a url': wanted http:// or https:// and a host"),
+    ],
+)
+def test_options_that_no_store_has_are_named(
+    remote: tuple[str, Path], s3_server: dict[str, str], options: dict[str, str], message: str
+) -> None:
+    """Some of them make the store's client panic, which ends a process that does not expect it."""
+    with pytest.raises(ConfigError, match=message):
+        ShardDataset(remote[0], storage_options=s3_server | options)
 
 
 def test_a_missing_shard_and_a_silent_store_are_errors(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:
