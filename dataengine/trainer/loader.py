@@ -120,7 +120,7 @@ class DataLoader:
 
     def __len__(self) -> int:
         """Batches of the current epoch, the same on every rank."""
-        return self._schedule.steps_left(self._schedule.at_epoch(self.epoch))
+        return self._schedule.steps_of(self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a position inside that epoch stays, so that resuming loops may call it."""

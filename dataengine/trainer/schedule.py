@@ -135,6 +135,14 @@ class Schedule:
             steps += 1
         return steps
 
+    def steps_of(self, epoch: int) -> int:
+        """Batches of `epoch` from its beginning on. Takes no step where all batches are of one size."""
+        sizes = {group.batch for group in self.groups}
+        if len(self.num_rows) == 1 or len(sizes) > 1:
+            return self.steps_left(self.at_epoch(epoch))
+        (batch,) = sizes
+        return self.steps_left(replace(self.start(), drawn=-(-epoch * self.epoch_draws // batch) * batch))
+
     def at_epoch(self, epoch: int) -> Point:
         """The point that `epoch` begins at. Takes a step for every batch before it, when there are several streams."""
         if len(self.num_rows) == 1:

@@ -72,7 +72,7 @@ class _Place:
             self.go(self.schedule.at_epoch(epoch))
 
     def steps(self) -> int:
-        return self.schedule.steps_left(self.schedule.at_epoch(self.epoch))
+        return self.schedule.steps_of(self.epoch)
 
 
 class DrawSampler(Sampler[list[Draw]]):
