@@ -161,7 +161,7 @@ def write_tables(version: Path, shards: Sequence[Shard], *, with_samples: bool =
         (version / "samples").mkdir()
         for shard in shards:
             path = f"samples/part-{shard.name[-6:]}.parquet"
-            pq.write_table(_sample_rows(shard), version / path)
+            pq.write_table(_sample_rows(shard), version / path, write_page_checksum=True)
             names.append(path)
     num_samples = sum(len(shard.keys) for shard in shards)
     files = [{"path": name, "nbytes": (version / name).stat().st_size, "sha256": "0" * 64} for name in names]

@@ -8,11 +8,10 @@ tar come from its `.tar.idx` when a sample is read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from dataengine.trainer.manifest import Version
 
 _HOLDOUT = "holdout/"
+_TRIES = 3  # of a table in a store: wires err
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ def read_table(version: Version, path: str, columns: list[str]) -> pa.Table:
 
     Raises InputError when it cannot be read, or lacks a column, or holds another type or nulls in one.
     """
-    with _opened(version, path) as parquet:
-        table = parquet.read(columns=columns, use_threads=False)
+    table: pa.Table = _read(version, path, lambda parquet: parquet.read(columns=columns, use_threads=False))
     where = version.root.address(path)
     missing = set(columns) - set(table.column_names)
     if missing:
@@ -126,8 +126,7 @@ def read_table(version: Version, path: str, columns: list[str]) -> pa.Table:
 
 def read_schema(version: Version, path: str) -> pa.Schema:
     """The columns of one Parquet file, of the types that `read_table` gives; raises InputError like it."""
-    with _opened(version, path) as parquet:
-        found: pa.Schema = parquet.schema_arrow
+    found: pa.Schema = _read(version, path, lambda parquet: parquet.schema_arrow)
     return pa.schema([_published_fields().get(field.name, field) for field in found])
 
 
@@ -159,16 +158,17 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-@contextmanager
-def _opened(version: Version, path: str) -> Iterator[pq.ParquetFile]:
-    with version.root.open(version.locate(path)) as file:
-        try:
-            yield pq.ParquetFile(file)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            where = version.root.address(path)
-            raise InputError(
-                f"{where}: not a readable Parquet file ({error}); run `dataengine verify` on it"
-            ) from error
+def _read(version: Version, path: str, read: Callable[[pq.ParquetFile], Found]) -> Found:
+    """What `read` takes from a file, pages checked by their checksums; from a store again when it is damaged."""
+    fault: Exception | None = None
+    for _ in range(1 if version.is_local else _TRIES):
+        with version.root.open(version.locate(path)) as file:
+            try:
+                return read(pq.ParquetFile(file, page_checksum_verification=True))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                fault = error
+    where = version.root.address(path)
+    raise InputError(f"{where}: not a readable Parquet file ({fault}); run `dataengine verify` on it") from fault
 
 
 def _is_holdout(path: str) -> bool:

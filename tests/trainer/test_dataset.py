@@ -276,6 +276,18 @@ def test_a_sample_in_another_ones_place_is_noticed_when_asked(broken: Path) -> N
         drain(broken, check_hashes=True)
 
 
+def test_a_bit_that_has_flipped_in_a_table_is_noticed(broken: Path) -> None:
+    """Pages carry checksums: a flipped width or hash would otherwise choose other rows, or accuse a sound sample."""
+    part = broken / "samples/part-000001.parquet"
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    (column,) = (group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema == "xxh3")
+    content = bytearray(part.read_bytes())
+    content[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(InputError, match=r"part-000001.parquet: not a readable Parquet file .*verify"):
+        ShardDataset(broken, check_hashes=True)
+
+
 def test_each_part_of_the_table_is_read_once_for_hashes(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: Counter[str] = Counter()
     open_file = Root.open

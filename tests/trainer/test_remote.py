@@ -86,6 +86,15 @@ def test_near_ranges_are_read_in_one_request(remote: tuple[str, Path], s3_server
         assert store.counts["answers"] - before_reading <= 2 * 12
 
 
+def test_a_table_with_a_bit_that_flips_is_read_again(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:
+    address, _ = remote
+    with before(s3_server["endpoint"], FaultyStore(spoiled=".parquet")) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        dataset = ShardDataset(address, where="width > 1", check_hashes=True, storage_options=options)
+        assert store.counts["flip"] == 3
+        assert len(list(dataset)) == 300
+
+
 @pytest.mark.parametrize("ending", [".idx", ".tar"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_bit_that_flips_once_costs_another_read_and_no_sample(
