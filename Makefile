@@ -25,11 +25,11 @@ test: install ## run every quick test
 test-slow: install foreign ## the long suites: kills, soak, foreign readers
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
-test-foreign: install foreign ## what we publish, read by open_clip, Megatron-Energon, Hugging Face datasets, webdataset, wids
+test-foreign: install foreign ## what we publish, read by open_clip, Energon, datasets, webdataset, wids; xtuner trains on it
 	$(BIN)/python -m pytest -m slow --timeout 1800 tests/foreign
 
-# Readers whose pins clash with ours and each other's have an environment each.
-foreign: .foreign/open_clip/.installed .foreign/energon/.installed .foreign/datasets/.installed
+# Readers and trainers whose pins clash with ours and each other's have an environment each.
+foreign: .foreign/open_clip/.installed .foreign/energon/.installed .foreign/datasets/.installed .foreign/xtuner/.installed
 
 .foreign/%/.installed: tests/foreign/%.txt
 	test -x .foreign/$*/bin/python || $(PYTHON) -m venv .foreign/$*

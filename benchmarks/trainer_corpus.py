@@ -13,17 +13,19 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from PIL import Image
 
 from dataengine.schemas import SHARDS, manifest_schema
 from dataengine.storage.tar import END, header, padding
 
-VERSION = 1
+VERSION = 2
 """Raised when the same name would hold other bytes."""
 
 KINDS = {"small": (256, 20_000), "large": (512, 100_000)}
@@ -33,6 +35,15 @@ LATENTS = "latents"
 
 Sample = tuple[str, bytes, bytes, bytes]
 """Key, image, txt, json."""
+
+
+class Shard(NamedTuple):
+    """A tar that was written: its name, its samples' keys, the XXH3-64 of their first members, and its bytes."""
+
+    name: str
+    keys: list[str]
+    hashes: list[str]
+    nbytes: int
 
 
 def pictures(kind: str) -> list[bytes]:
@@ -119,69 +130,72 @@ def build_giant(folder: Path, num_rows: int, num_shards: int) -> Path:
     per_shard = num_rows // num_shards
     made = samples("small", per_shard)
     tiny = ((key, {"jpg": jpg[:900], "txt": txt, "json": record}) for key, jpg, txt, record in made)
-    (name, keys, nbytes), *_ = _write_shards(version / "web", tiny, per_shard)
+    first, *_ = _write_shards(version / "web", tiny, per_shard)
     shards = []
     for number in range(num_shards):
         other = f"web-{number:06d}"
         if number:
             for suffix in (".tar", ".tar.idx"):
-                os.link(version / "web" / f"{name}{suffix}", version / "web" / f"{other}{suffix}")
-        shards.append((other, keys, nbytes))
+                os.link(version / "web" / f"{first.name}{suffix}", version / "web" / f"{other}{suffix}")
+        shards.append(first._replace(name=other))
     write_tables(version, shards, with_samples=False)
     return version
 
 
-def write_tables(version: Path, shards: Sequence[tuple[str, list[str], int]], *, with_samples: bool = True) -> None:
+def write_tables(version: Path, shards: Sequence[Shard], *, with_samples: bool = True) -> None:
     """shards.parquet, the samples table, and the manifest that publishes them."""
     rows = {
-        "shard": [name for name, _, _ in shards],
-        "path": [f"web/{name}.tar" for name, _, _ in shards],
+        "shard": [shard.name for shard in shards],
+        "path": [f"web/{shard.name}.tar" for shard in shards],
         "source": ["web"] * len(shards),
         "format": ["jpg"] * len(shards),
-        "num_samples": [len(keys) for _, keys, _ in shards],
-        "nbytes": [nbytes for _, _, nbytes in shards],
+        "num_samples": [len(shard.keys) for shard in shards],
+        "nbytes": [shard.nbytes for shard in shards],
         "sha256": ["0" * 64] * len(shards),
-        "min_key": [min(keys) for _, keys, _ in shards],
-        "max_key": [max(keys) for _, keys, _ in shards],
+        "min_key": [min(shard.keys) for shard in shards],
+        "max_key": [max(shard.keys) for shard in shards],
     }
     pq.write_table(SHARDS.table(rows), version / "shards.parquet")
     names = ["shards.parquet"]
     if with_samples:
         (version / "samples").mkdir()
-        for name, keys, _ in shards:
-            path = f"samples/part-{name[-6:]}.parquet"
-            pq.write_table(_sample_rows(name, keys), version / path)
+        for shard in shards:
+            path = f"samples/part-{shard.name[-6:]}.parquet"
+            pq.write_table(_sample_rows(shard), version / path, write_page_checksum=True)
             names.append(path)
-    num_samples = sum(len(keys) for _, keys, _ in shards)
+    num_samples = sum(len(shard.keys) for shard in shards)
     files = [{"path": name, "nbytes": (version / name).stat().st_size, "sha256": "0" * 64} for name in names]
     # As many entries as a real manifest has: parsing them is part of opening.
-    files += [{"path": f"web/{name}.tar{end}", "nbytes": nbytes, "sha256": "0" * 64}
-              for name, _, nbytes in shards for end in ("", ".idx")]  # fmt: skip
+    files += [{"path": f"web/{shard.name}.tar{end}", "nbytes": shard.nbytes, "sha256": "0" * 64}
+              for shard in shards for end in ("", ".idx")]  # fmt: skip
     counts = {"num_samples": num_samples, "num_draws": num_samples, "num_shards": len(shards), "nbytes": 0}
     manifest = {"format": "dataengine-dataset/1", "name": version.parent.name, "version": 1, "files": files,
                 "counts": counts, "sources": {}, "mixture": {"sources": {}}, "dedup": {}}  # fmt: skip
     (version / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _sample_rows(shard: str, keys: list[str]) -> pa.Table:
+def _sample_rows(shard: Shard) -> pa.Table:
     schema = manifest_schema(("aesthetic",)).arrow
     blank = {"string": "", "int32": 0, "int64": 0, "float": 5.0}
-    columns = {field.name: pa.array([blank.get(str(field.type), [])] * len(keys), field.type) for field in schema} | {
-        "key": pa.array(keys),
-        "shard": pa.array([shard] * len(keys)),
-        "index_in_shard": pa.array(range(len(keys)), pa.int32()),
-        "repeat": pa.array([1] * len(keys), pa.int32()),
-        "split": pa.array(["train"] * len(keys)),
+    columns = {
+        field.name: pa.array([blank.get(str(field.type), [])] * len(shard.keys), field.type) for field in schema
+    } | {
+        "key": pa.array(shard.keys),
+        "xxh3": pa.array(shard.hashes),
+        "shard": pa.array([shard.name] * len(shard.keys)),
+        "index_in_shard": pa.array(range(len(shard.keys)), pa.int32()),
+        "repeat": pa.array([1] * len(shard.keys), pa.int32()),
+        "split": pa.array(["train"] * len(shard.keys)),
     }
     return pa.table([columns[name] for name in schema.names], names=schema.names)
 
 
 def _write_shards(
     folder: Path, rows: Iterator[tuple[str, dict[str, bytes]]], per_shard: int = SHARD_ROWS
-) -> list[tuple[str, list[str], int]]:
-    """(name, keys, bytes) of each tar written."""
+) -> list[Shard]:
+    """Each tar that was written."""
     folder.mkdir(parents=True)
-    shards: list[tuple[str, list[str], int]] = []
+    shards: list[Shard] = []
     batch: list[tuple[str, dict[str, bytes]]] = []
     for row in rows:
         batch.append(row)
@@ -193,7 +207,7 @@ def _write_shards(
     return shards
 
 
-def _write_shard(folder: Path, name: str, rows: list[tuple[str, dict[str, bytes]]]) -> tuple[str, list[str], int]:
+def _write_shard(folder: Path, name: str, rows: list[tuple[str, dict[str, bytes]]]) -> Shard:
     starts, offset = [], 0
     with open(folder / f"{name}.tar", "wb") as tar:
         for key, members in rows:
@@ -203,7 +217,8 @@ def _write_shard(folder: Path, name: str, rows: list[tuple[str, dict[str, bytes]
         starts.append(offset)
         nbytes = offset + tar.write(END)
     (folder / f"{name}.tar.idx").write_bytes(np.array(starts, "<u8").tobytes())
-    return name, [key for key, _ in rows], nbytes
+    hashes = [xxhash.xxh3_64_hexdigest(next(iter(members.values()))) for _, members in rows]
+    return Shard(name, [key for key, _ in rows], hashes, nbytes)
 
 
 def _jpeg(canvas: np.ndarray, quality: int) -> bytes:

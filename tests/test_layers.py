@@ -21,7 +21,7 @@ WIRING = {
 }
 LAYERS: dict[str, int] = {
     "errors": 0, "scaling": 0, "png": 0, "orientation": 0,
-    "schemas": 1, "keys": 1, "imaging": 1,
+    "schemas": 1, "keys": 1, "imaging": 1, "sql": 1,
     "config": 2,
     "storage": 2,
     "contract": 3,

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import polars as pl
 import pyarrow as pa
 
-from dataengine.errors import ConfigError
 from dataengine.schemas import CANDIDATE, CELL, LOCATION, SAMPLE, TableSchema, column
 
 CANDIDATE_COLUMNS = ("key", "num_rows", "source", "url", "caption")
 SAMPLE_COLUMNS = tuple(name for name in SAMPLE.arrow.names if name not in {"key", *(field.name for field in LOCATION)})
 EXTRA, NAMED_CAPTION = "extra_", "captions_"
 """What the names of passthrough columns and of named captions begin with."""
-
-
-def require_column(name: str, columns: Iterable[str], where: str) -> None:
-    """Proves that `name` is one of `columns`; raises ConfigError with the closest match and the list."""
-    known = sorted(columns)
-    if name in known:
-        return
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise ConfigError(f"{where}: no column {name!r}; {hint}columns are {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from dataengine.errors import ConfigError
-from dataengine.select.columns import require_column
+from dataengine.sql import require_column
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

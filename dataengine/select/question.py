@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dataengine.config.select import SelectConfig
-from dataengine.select.columns import Columns, require_column
+from dataengine.select.columns import Columns
 from dataengine.select.judging import RuleKey
 from dataengine.select.preference import preference
 from dataengine.select.rules import Compiled, RowRule, compile_rules
+from dataengine.sql import require_column
 
 _ALWAYS = ("key", "status", "reason", "detail", "score_status")
 

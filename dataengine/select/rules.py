@@ -19,8 +19,7 @@ from dataengine.config.select import CaptionRule, KeepRule, Rule, TopRule
 from dataengine.errors import ConfigError
 from dataengine.select import blocklist, texts
 from dataengine.select.bits import unpacked
-from dataengine.select.columns import require_column
-from dataengine.select.sql import as_numbers, compile_condition, first_line
+from dataengine.sql import as_numbers, compile_condition, first_line, require_column
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

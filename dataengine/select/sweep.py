@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dataengine.config.select import KeepRule, SelectConfig, TopRule
 from dataengine.errors import ConfigError
-from dataengine.select.columns import require_column
+from dataengine.sql import require_column
 
 if TYPE_CHECKING:
     import polars as pl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from obstore.store import from_url
 from dataengine.errors import ConfigError, CorruptObject, MissingObject, StorageError
 
 _CREATE_TRIES = 5
+_ENDPOINT = re.compile(r"https?://[^\s/]+(/\S*)?")
 _ABSENT = (NotFoundError, FileNotFoundError)  # obstore raises either
 
 
@@ -25,7 +27,10 @@ class RemoteBackend:
     def __init__(self, base: str, options: dict[str, str]) -> None:
         self._base = base
         client: dict[str, Any] = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
-        is_plain = options.get("endpoint", "").startswith("http://")
+        endpoint = options.get("endpoint", "")
+        if endpoint and not _ENDPOINT.fullmatch(endpoint):
+            raise ConfigError(f"{base}: storage_options: endpoint={endpoint!r}: wanted http:// or https:// and a host")
+        is_plain = endpoint.startswith("http://")
         if is_plain or options.get("allow_http") == "true":
             client["allow_http"] = True
         settings = {name: value for name, value in options.items() if name != "allow_http"}
@@ -36,7 +41,10 @@ class RemoteBackend:
                 client_options=cast(Any, client),
                 retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
             )
-        except BaseError as error:
+        except BaseException as error:
+            # The client panics, which is no Exception, at an option of another kind than the store's.
+            if not isinstance(error, BaseError) and type(error).__name__ != "PanicException":
+                raise
             raise ConfigError(f"{base}: storage_options do not fit this store: {_brief(error)}") from error
 
     def get(self, path: str) -> bytes:

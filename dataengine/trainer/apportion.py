@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_MAX_EXACT = 2**40
 UNIT_BITS = 32  # weights sum to at least 2^32: a share is exact to 2e-10, and times a batch of 2^20 fits int64
 
 
 def whole_weights(weights: Sequence[float | int]) -> tuple[int, ...]:
     """The weights as integers of the same ratios, whose sum is 2^32 to 2^33.
 
-    Whole numbers keep their ratios exactly (repeats rely on it); others are rounded to 1 part in 2^32. Raises
+    Whole numbers of a sum up to 2^40 keep their ratios exactly (repeats rely on it), and may sum to more than 2^33;
+    others are rounded to 1 part in 2^32. Raises
     ConfigError when one is negative or not finite, or none is positive.
     """
     numbers = np.array(weights, dtype=np.float64)
     if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.sum() > 0):
         raise ConfigError(f"weights {list(weights)}: wanted finite numbers from 0, one of them above 0")
-    if all(isinstance(weight, int) for weight in weights):
+    if all(isinstance(weight, int) for weight in weights) and sum(weights) <= _MAX_EXACT:
         whole = [int(weight) for weight in weights]
     else:
         total = sum(Fraction(float(weight)) for weight in weights)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataengine.errors import ConfigError
+from dataengine.trainer import arguments
+from dataengine.trainer.ranks import MAX_BATCH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +24,8 @@ Shape = tuple[int, int]
 
 _RATIOS = ((1, 2), (9, 16), (2, 3), (3, 4), (4, 5), (1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1))
 _MAX_BUCKETS = 255
+MAX_SIDE = 2**20
+"""Pixels of a side, of shapes and of pictures."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,21 @@ class Buckets:
     batch_multiple: int = 8
 
     def __post_init__(self) -> None:
-        ratios = [width / height for width, height in self.shapes if min(width, height) > 0]
-        if not self.shapes or len(ratios) < len(self.shapes) or len(self.shapes) > _MAX_BUCKETS:
-            raise ConfigError(f"buckets: shapes {self.shapes}: wanted 1 to {_MAX_BUCKETS} of (width, height) above 0")
+        object.__setattr__(self, "shapes", _checked(self.shapes))
+        ratios = [width / height for width, height in self.shapes]
         if sorted(set(ratios)) != ratios:
             raise ConfigError(f"buckets: shapes {self.shapes}: wanted ascending width / height, each ratio once")
-        if self.batch_multiple < 1:
-            raise ConfigError(f"buckets: batch_multiple={self.batch_multiple}: wanted 1 or more")
+        arguments.whole("buckets: batch_multiple", self.batch_multiple, 1, MAX_BATCH)
+        if self.max_batch_pixels is not None:
+            arguments.whole("buckets: max_batch_pixels", self.max_batch_pixels, 1)
 
     @classmethod
     def around(
         cls, side: int, *, multiple: int = 32, max_batch_pixels: int | None = None, batch_multiple: int = 8
     ) -> Buckets:
         """Eleven shapes from 1:2 to 2:1 of about side × side pixels, in whole multiples of `multiple`."""
+        side = arguments.whole("buckets: side", side, 1, MAX_SIDE)
+        multiple = arguments.whole("buckets: multiple", multiple, 1, MAX_SIDE)
         shapes = []
         for across, down in _RATIOS:
             scale = side * (across / down) ** 0.5
@@ -57,11 +63,7 @@ class Buckets:
         return cls(_ascending(shapes), max_batch_pixels, batch_multiple)
 
     def assign(self, widths: NDArray[np.integer[Any]], heights: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-        """The bucket of each picture: uint8 [pictures]. Raises ConfigError when a side is not positive."""
-        if len(widths) and min(widths.min(), heights.min()) < 1:
-            raise ConfigError(
-                "buckets: the samples table holds a width or height below 1; run `dataengine verify` on it"
-            )
+        """The bucket of each picture of sides above 0: uint8 [pictures]."""
         ratios = np.array([width / height for width, height in self.shapes])
         # Cut at geometric means: roots and quotients round alike on every CPU, logs do not.
         return np.searchsorted(np.sqrt(ratios[:-1] * ratios[1:]), widths / heights, side="right").astype(np.uint8)
@@ -72,6 +74,11 @@ class Buckets:
             return global_batch_size
         width, height = self.shapes[bucket]
         multiples = min(global_batch_size, self.max_batch_pixels // (width * height)) // self.batch_multiple
+        if global_batch_size < self.batch_multiple:
+            raise ConfigError(
+                f"buckets: batch_multiple={self.batch_multiple} is more than a global batch of {global_batch_size}; "
+                "lower it, to a multiple of the ranks"
+            )
         if not multiples:
             raise ConfigError(
                 f"buckets: max_batch_pixels={self.max_batch_pixels} holds fewer than {self.batch_multiple} pictures of "
@@ -116,6 +123,19 @@ def fit(image: Image, shape: Shape) -> Image:
     )
     # reducing_gap lets Pillow shrink by whole factors first: half the time, and no visible difference at 2 or more.
     return image.resize(shape, Resampling.BICUBIC, box=box, reducing_gap=2.0)
+
+
+def _checked(shapes: Any) -> tuple[Shape, ...]:
+    try:
+        pairs = [tuple(arguments.whole("side", side, 1, MAX_SIDE) for side in shape) for shape in shapes]
+    except (TypeError, ConfigError):
+        pairs = []
+    if not 1 <= len(pairs) <= _MAX_BUCKETS or any(len(pair) != 2 for pair in pairs):
+        raise ConfigError(
+            f"buckets: shapes {arguments.shown(shapes)}: wanted 1 to {_MAX_BUCKETS} pairs of width and height, 1 to "
+            f"{MAX_SIDE}"
+        )
+    return tuple((width, height) for width, height in pairs)
 
 
 def _rounded(side: float, multiple: int) -> int:

@@ -1,29 +1,50 @@
 """A cache of remote bytes on this machine's disk, shared by its processes, that keeps to a byte limit.
 
 Objects are cut into blocks; a block is fetched once, written aside and renamed, and the least recently used ones go
-when the limit is reached. Only files that this cache wrote, in a folder that it marked, are ever deleted.
+when the limit is reached, or the disk is full. Only files that this cache wrote, in a folder that it marked, are ever
+deleted. A disk that has no room, or refuses, costs speed alone: what cannot be kept is read through.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from dataengine.errors import ConfigError, CorruptObject, StorageError
+from dataengine.errors import ConfigError
 from dataengine.storage.store import Root
+from dataengine.trainer import arguments
 
 _MARK = "dataengine-cache.json"
 _FORMAT = "dataengine-cache/1"
 _USAGE = "usage"
 _SUFFIX = ".block"
+_OWN = re.compile(r"[0-9a-f]{32}-[0-9]+\.block|\.[0-9a-f]{32}-[0-9]+\.block\.[0-9a-f]{8}")
 _KEEP = 0.9  # of the limit, when blocks are deleted: so that it is not done again for every block
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ASIDE_SECONDS = 60.0  # that a cache keeps nothing after a disk refused: finding that out costs more than a read
+_LOG = logging.getLogger("dataengine.trainer")
+_aside_until: dict[Path, float] = {}
+"""Of this process: folders whose disk refused, and when it is asked again."""
+
+
+class Span(NamedTuple):
+    """Bytes `begin` to `end` of a block, by the block's number."""
+
+    block: int
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -40,81 +61,124 @@ class Cache:
     block_bytes: int = 2**20
 
     def __post_init__(self) -> None:
-        if not 0 < self.block_bytes <= self.max_bytes:
-            raise ConfigError(
-                f"cache: max_bytes={self.max_bytes}, block_bytes={self.block_bytes}: wanted a block or more"
-            )
+        arguments.whole("cache: block_bytes", self.block_bytes, 1)
+        arguments.whole("cache: max_bytes", self.max_bytes, self.block_bytes)
         folder = Path(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / _MARK
-        if not mark.exists():
-            if any(folder.iterdir()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            strays = [file.name for file in folder.iterdir()]
+            if strays and not (folder / _MARK).exists():  # asked last: another process may just have made it
                 raise ConfigError(
-                    f"cache: {folder} holds files that no cache wrote; give an empty folder, or a new one"
+                    f"cache: {folder} holds files that no cache wrote ({min(strays)}); give an empty folder, or a new "
+                    "one"
                 )
-            _replace(mark, json.dumps({"format": _FORMAT}).encode())
+            self._mark()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise ConfigError(
+                    f"cache: {folder} is no folder to write to ({error.strerror}); give another, or leave the cache out"
+                ) from error
+            self._step_aside(error)
 
-    def read(self, root: Root, path: str, offset: int, nbytes: int, size: int | None) -> bytes:
-        """`nbytes` bytes at `offset` of an object of `size` bytes (asked for when None), fetching blocks that lack."""
-        if size is None:
-            size = root.size(path)
-        if size is None or offset + nbytes > size:
-            raise CorruptObject(f"{root.address(path)}: wanted {nbytes} bytes at {offset}, the object has {size}")
-        first, last = offset // self.block_bytes, max(offset, offset + nbytes - 1) // self.block_bytes
-        content = b"".join(self._block(root, path, number, size) for number in range(first, last + 1))
-        begin = offset - first * self.block_bytes
-        return content[begin : begin + nbytes]
+    def spans(self, offset: int, nbytes: int) -> Iterator[Span]:
+        """What a range takes of each block that it lies in."""
+        end = offset + nbytes
+        for number in range(offset // self.block_bytes, -(-end // self.block_bytes)):
+            start = number * self.block_bytes
+            yield Span(number, max(offset, start) - start, min(end, start + self.block_bytes) - start)
+
+    def kept(self, root: Root, path: str, span: Span, size: int) -> bytes | None:
+        """A span of a block of an object of `size` bytes; None unless the block is kept, whole."""
+        try:
+            descriptor = os.open(self._file(root, path, span.block, size), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            if os.fstat(descriptor).st_size != self._length(span.block, size):
+                return None
+            content = os.pread(descriptor, span.end - span.begin, span.begin)
+            with suppress(OSError):
+                os.utime(descriptor)  # file systems are mounted without access times
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        return content if len(content) == span.end - span.begin else None
+
+    def fetch(self, root: Root, path: str, number: int, size: int) -> bytes:
+        """One block of an object of `size` bytes, from the store, and kept."""
+        content = root.get_range(path, number * self.block_bytes, self._length(number, size))
+        self._store(self._file(root, path, number, size), content)
+        return content
 
     def forget(self, root: Root, path: str, offset: int, nbytes: int, size: int) -> None:
         """Delete the blocks of a range whose bytes turned out to be wrong."""
-        for number in range(offset // self.block_bytes, max(offset, offset + nbytes - 1) // self.block_bytes + 1):
-            self._file(root, path, number, size).unlink(missing_ok=True)
+        for span in self.spans(offset, nbytes):
+            with suppress(OSError):
+                self._file(root, path, span.block, size).unlink(missing_ok=True)
 
     def _file(self, root: Root, path: str, number: int, size: int) -> Path:
         name = hashlib.blake2b(f"{root.address(path)} {size} {self.block_bytes}".encode(), digest_size=16).hexdigest()
         return Path(self.folder) / name[:2] / f"{name}-{number}{_SUFFIX}"
 
-    def _block(self, root: Root, path: str, number: int, size: int) -> bytes:
-        begin = number * self.block_bytes
-        nbytes = min(self.block_bytes, size - begin)
-        file = self._file(root, path, number, size)
-        try:
-            content = file.read_bytes()
-            if len(content) == nbytes:
-                os.utime(file)  # file systems are mounted without access times
-                return content
-        except FileNotFoundError:
-            pass
-        content = root.get_range(path, begin, nbytes)
-        self._store(file, content)
-        return content
+    def _length(self, number: int, size: int) -> int:
+        return min(self.block_bytes, size - number * self.block_bytes)
 
     def _store(self, file: Path, content: bytes) -> None:
-        """Keep a block. Raises StorageError when the disk is full or refuses."""
+        """Keep a block, in place of others if need be; where that fails, keep none for a while."""
+        if time.monotonic() < _aside_until.get(Path(self.folder), 0.0):
+            return
         try:
             with self._locked() as usage:
-                used = int(usage.read_bytes() or b"0") if usage.exists() else self._used()
-                if used + len(content) > self.max_bytes:
-                    used = self._evict(len(content))
-                file.parent.mkdir(exist_ok=True)
-                _replace(file, content)
-                _replace(usage, str(used + len(content)).encode())
+                try:
+                    self._keep(usage, file, content)
+                except OSError as error:
+                    usage.unlink(missing_ok=True)  # it is counted anew
+                    if error.errno not in _FULL:
+                        raise
+                    # Others have filled the disk: the cache is to be smaller than it may.
+                    self._evict(int(self._used() * _KEEP) - len(content))
+                    self._keep(usage, file, content)
         except OSError as error:
-            raise StorageError(
-                f"{file}: cannot cache: {error.strerror}; give the cache room, or leave it out"
-            ) from error
+            self._step_aside(error)
+
+    def _keep(self, usage: Path, file: Path, content: bytes) -> None:
+        try:
+            used = int(usage.read_bytes())
+        except (FileNotFoundError, ValueError):
+            used = self._used()
+        if used + len(content) > self.max_bytes:
+            used = self._evict(min(int(self.max_bytes * _KEEP), self.max_bytes - len(content)))
+        file.parent.mkdir(exist_ok=True)
+        _replace(file, content)
+        _replace(usage, str(used + len(content)).encode())
+
+    def _step_aside(self, error: OSError) -> None:
+        folder, until = Path(self.folder), time.monotonic() + _ASIDE_SECONDS
+        if _aside_until.setdefault(folder, until) is until:  # of threads that come at once, one speaks
+            _LOG.warning(
+                "cache %s: cannot keep what is read (%s); reading goes on without it, and it is tried again every %g s",
+                folder,
+                error.strerror,
+                _ASIDE_SECONDS,
+            )
+        _aside_until[folder] = until
+
+    def _mark(self) -> None:
+        with suppress(FileExistsError), open(Path(self.folder) / _MARK, "xb") as mark:
+            mark.write(json.dumps({"format": _FORMAT}).encode())
 
     @contextmanager
     def _locked(self) -> Iterator[Path]:
+        self._mark()  # the disk may have been full when the cache was opened
         with open(Path(self.folder) / _MARK, "rb") as mark:
             fcntl.flock(mark, fcntl.LOCK_EX)  # goes with the process that holds it
             yield Path(self.folder) / _USAGE
 
-    def _evict(self, needed: int) -> int:
-        """Deletes the blocks that were used longest ago; the bytes that are left."""
+    def _evict(self, goal: int) -> int:
+        """Deletes the blocks that were used longest ago, down to `goal` bytes; the bytes that are left."""
         blocks = sorted(self._blocks())
         used = sum(nbytes for _, _, nbytes in blocks)
-        goal = min(int(self.max_bytes * _KEEP), self.max_bytes - needed)
         for _, file, nbytes in blocks:
             if used <= goal:
                 break
@@ -125,6 +189,8 @@ class Cache:
     def _blocks(self) -> Iterator[tuple[int, Path, int]]:
         """(time of last use, file, bytes) of every block, and of what a killed process left half written."""
         for file in Path(self.folder).glob("??/*"):
+            if not _OWN.fullmatch(file.name):
+                continue
             try:
                 status = file.stat()
             except FileNotFoundError:  # forgotten meanwhile
@@ -138,5 +204,10 @@ class Cache:
 def _replace(file: Path, content: bytes) -> None:
     """Write `file` whole or not at all."""
     aside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    aside.write_bytes(content)
-    aside.replace(file)
+    try:
+        aside.write_bytes(content)
+        aside.replace(file)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise

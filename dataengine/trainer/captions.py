@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from dataengine.errors import ConfigError
+from dataengine.trainer import arguments
 
 PRIMARY = "caption"
 DROPPED = ""
@@ -30,10 +30,8 @@ class Caption:
     drop: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop <= 1:
-            raise ConfigError(f"caption: drop={self.drop}: wanted 0 to 1")
-        if any(not weight >= 0 for weight in self.weights.values()) or not any(self.weights.values()):
-            raise ConfigError(f"caption: weights {dict(self.weights)}: wanted numbers from 0, one of them above 0")
+        arguments.number("caption: drop", self.drop, 0, 1)
+        arguments.weights("caption: weights", self.weights)
 
     def choose(self, record: Mapping[str, Any], key: str, seed: int, epoch: int) -> tuple[str, str]:
         """(caption, its name) for the sample of `key` with the json `record`; ("", "") when it is dropped."""

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataengine.errors import ConfigError, InputError
-from dataengine.trainer.index import Shards, read_table
+from dataengine.trainer import arguments
+from dataengine.trainer.index import Shards, read_schema, read_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,6 +51,15 @@ def scan(
             f"{version.root.address('samples')}: holds {num_rows} rows, the manifest says {shards.num_rows}; run "
             "`dataengine verify` on it"
         )
+    met = np.zeros(num_rows, dtype=np.bool_)
+    for rows, _ in parts:
+        met[rows] = True
+    if not met.all():
+        shard, place = shards.locate(np.flatnonzero(~met)[:1])
+        raise InputError(
+            f"{version.root.address('samples')}: has no row for sample {place[0]} of shard "
+            f"{shards.shards[shard[0]].name}, and another one twice; run `dataengine verify` on it"
+        )
     arrays: dict[str, NDArray[Any]] = {}
     for name in found:
         arrays[name] = np.zeros(num_rows, dtype=parts[0][1][name].dtype)
@@ -58,37 +68,46 @@ def scan(
     return arrays
 
 
-def predicate(text: str, where: str) -> tuple[list[str], Callable[[pa.Table], NDArray[np.bool_]]]:
+def predicate(text: str, version: Version, where: str) -> tuple[list[str], Callable[[pa.Table], NDArray[np.bool_]]]:
     """(columns that the SQL condition `text` reads, whether each row of a table meets it); null counts as not met.
 
-    Raises ConfigError, naming the argument `where`, when it is no SQL condition.
+    Raises ConfigError, naming the argument `where`, when it is no condition on the columns of one row.
     """
     import polars as pl
 
-    try:
-        condition = pl.sql_expr(text)
-        columns = sorted(set(condition.meta.root_names()))
-    except (pl.exceptions.PolarsError, AttributeError) as error:
-        raise ConfigError(
-            f"{where}={text!r}: not a condition in SQL: {error}; wanted such as 'aesthetic > 5.5'"
-        ) from error
+    from dataengine.sql import as_numbers, compile_condition, first_line
+
+    about = f"{where}={arguments.shown(text)}"
+    if not isinstance(text, str):
+        raise ConfigError(f"{about}: wanted a condition in SQL, such as 'aesthetic > 5.5'")
+    schema = pl.DataFrame(pl.from_arrow(read_schema(version, version.tables("samples")[0]).empty_table())).schema
+    condition, columns = compile_condition(text, schema, about)
 
     def meets(table: pa.Table) -> NDArray[np.bool_]:
+        rows = pl.DataFrame(pl.from_arrow(table.select(columns)))
         try:
-            found = pl.DataFrame(pl.from_arrow(table.select(columns))).select(condition.alias("met"))["met"]
+            met = as_numbers(rows.lazy()).select(condition.alias("met")).collect()["met"]
         except pl.exceptions.PolarsError as error:
-            raise ConfigError(f"{where}={text!r}: {error}; docs/tables.md lists the columns") from error
-        if found.dtype != pl.Boolean:
-            raise ConfigError(f"{where}={text!r}: gives {found.dtype}, wanted true or false")
-        met = found.fill_null(value=False).to_numpy()
-        return np.broadcast_to(met, len(table)).copy()
+            raise ConfigError(f"{about}: {first_line(error)}; docs/tables.md lists the columns") from error
+        return met.fill_null(value=False).to_numpy()
 
-    return columns, meets
+    return list(columns), meets
 
 
-def integers(name: str) -> Callable[[pa.Table], NDArray[np.int32]]:
-    """The whole numbers of one column."""
-    return lambda table: table.column(name).to_numpy().astype(np.int32)
+def integers(name: str, least: int, most: int, version: Version) -> Callable[[pa.Table], NDArray[np.int32]]:
+    """The whole numbers of one column; raises InputError for one that is not within `least` to `most`."""
+
+    def found(table: pa.Table) -> NDArray[np.int32]:
+        numbers: NDArray[np.int32] = table.column(name).to_numpy()
+        wrong = numbers[(numbers < least) | (numbers > most)]
+        if wrong.size:
+            raise InputError(
+                f"{version.root.address('samples')}: holds a {name} of {wrong[0]}, wanted {least} to {most}; run "
+                "`dataengine verify` on it"
+            )
+        return numbers
+
+    return found
 
 
 def equals(name: str, value: str) -> Callable[[pa.Table], NDArray[np.bool_]]:

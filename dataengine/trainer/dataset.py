@@ -6,6 +6,7 @@ mixtures, ranks, workers and positions are the business of `dataengine.trainer.l
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataengine.errors import ConfigError, StorageError
+from dataengine.trainer import arguments
 from dataengine.trainer.buckets import Buckets
 from dataengine.trainer.cache import Cache
 from dataengine.trainer.captions import Caption
 from dataengine.trainer.decode import Decode
 from dataengine.trainer.fetch import Patience
+from dataengine.trainer.hashes import load_hashes
 from dataengine.trainer.index import load_shards
 from dataengine.trainer.manifest import open_version
 from dataengine.trainer.mixture import Mixture, Repeats
 from dataengine.trainer.order import Order, StreamOrder, rows_of
+from dataengine.trainer.ranks import batch_size
 from dataengine.trainer.reader import MEMBERS, SampleReader, Source
 from dataengine.trainer.samples import SampleMaker
 from dataengine.trainer.view import Asked, Split, View, build_view
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _READ_AHEAD = 64  # samples that iterating reads at once
+_MAX_SEED = 2**64 - 1
 
 
 class ShardDataset:
@@ -43,8 +48,8 @@ class ShardDataset:
     `parts` are `image`, `txt`, `json`, any other member by its extension, or the names of `siblings`, which map a part
     to the folder of tars of the same names that holds it (latents, say). `where` is an SQL condition on the samples
     table. `transform` maps a sample, or a sample and a NumPy generator seeded by (seed, epoch, key), to what is
-    returned. With `check_hashes` every image is compared with the manifest's hash. `patience` and `cache` are about
-    object stores.
+    returned. With `check_hashes` every key and image is compared with the manifest's, for which opening reads two
+    columns of the samples table and keeps 8 bytes a row. `patience` and `cache` are about object stores.
 
     Raises ConfigError for arguments that contradict each other, InputError for a dataset that cannot be used.
     """
@@ -70,25 +75,39 @@ class ShardDataset:
         patience: Patience | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        if not parts or len(set(parts)) != len(parts) or isinstance(parts, str):
-            raise ConfigError(f"parts={parts!r}: wanted one or more names, each once, such as {MEMBERS}")
+        _check_parts(parts)
+        siblings = arguments.texts("siblings", siblings or {})
+        if unread := sorted(siblings.keys() - set(parts)):
+            raise ConfigError(f"siblings names {unread}, parts={parts} does not; add them there")
         if not (callable(decode) or decode in ("pil", "rgb", "bytes")):
-            raise ConfigError(f"decode={decode!r}: wanted 'pil', 'rgb', 'bytes' or a function of an image's bytes")
-        if split not in ("train", "holdout"):
-            raise ConfigError(f"split={split!r}: wanted 'train' or 'holdout'")
+            raise ConfigError(
+                f"decode={arguments.shown(decode)}: wanted 'pil', 'rgb', 'bytes' or a function of an image's bytes"
+            )
+        arguments.one_of("split", split, ("train", "holdout"))
+        seed = arguments.whole("seed", seed, 0, _MAX_SEED)
+        for name, value in (("shuffle", shuffle), ("repeats", repeats), ("check_hashes", check_hashes)):
+            arguments.flag(name, value)
         if isinstance(mixture, Mapping):
             mixture = Mixture(mixture)
-        version = open_version(manifest, storage_options)
+        if mixture is not None and not isinstance(mixture, Mixture | Repeats):
+            raise ConfigError(f"mixture={arguments.shown(mixture)}: wanted a dict of shares, a Mixture or Repeats")
+        arguments.instance("caption", caption, Caption)
+        arguments.instance("buckets", buckets, Buckets)
+        arguments.instance("cache", cache, Cache)
+        arguments.instance("patience", patience, Patience)
+        arguments.function("transform", transform)
+        version = open_version(manifest, arguments.texts("storage_options", storage_options or {}))
         shards = load_shards(version)
         self.view: View = build_view(version, shards, Asked(split, seed, shuffle, repeats, where, mixture, buckets))
         wanted = tuple(parts) if caption is None or "json" in parts else (*parts, "json")
-        self.source = Source(version, shards, wanted, dict(siblings or {}), check_hashes, patience or Patience(), cache)
+        hashes = load_hashes(version, shards) if check_hashes else None
+        self.source = Source(version, shards, wanted, siblings, hashes, patience or Patience(), cache)
         self.maker = SampleMaker(shards, tuple(parts), decode, seed, caption, transform)
 
     @property
     def is_local(self) -> bool:
         """Whether the shards lie on this machine's disks."""
-        return self.source.version.is_local
+        return self.source.is_local
 
     def __len__(self) -> int:
         """Samples of the view, copies counted."""
@@ -100,10 +119,13 @@ class ShardDataset:
 
     def __getitems__(self, places: Sequence[int]) -> list[Any]:
         """The samples at `places`: one call per batch is what torch's DataLoader makes."""
-        wanted = np.asarray(places, dtype=np.int64)
-        wanted = np.where(wanted < 0, wanted + len(self), wanted)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise IndexError(f"index beyond {len(self)} samples")
+        length = len(self)
+        numbers = [operator.index(place) for place in places]
+        if not numbers:
+            return []
+        if not -length <= min(numbers) <= max(numbers) < length:
+            raise IndexError(f"index beyond {length} samples")
+        wanted = np.array(numbers, dtype=np.int64) % length
         streams = np.searchsorted(self._bounds, wanted, side="right") - 1
         return self.samples(self._natural, streams, wanted - self._bounds[streams])
 
@@ -138,7 +160,7 @@ class ShardDataset:
     def orders(self, order_batch: int, *, carried: bool) -> tuple[StreamOrder, ...]:
         """The order of each stream, laid out for global batches of `order_batch` samples."""
         asked = self.view.asked
-        order = Order(asked.seed, order_batch, asked.shuffle, carried)
+        order = Order(asked.seed, batch_size(order_batch), asked.shuffle, carried)
         return tuple(StreamOrder(stream.chunks, order, number) for number, stream in enumerate(self.view.streams))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,3 +178,9 @@ class ShardDataset:
     @cached_property
     def _reader(self) -> SampleReader:
         return SampleReader(self.source)
+
+
+def _check_parts(parts: Sequence[str]) -> None:
+    sound = isinstance(parts, Sequence) and not isinstance(parts, str | bytes) and len(parts) > 0
+    if not sound or not all(isinstance(part, str) and part for part in parts) or len(set(parts)) != len(parts):
+        raise ConfigError(f"parts={arguments.shown(parts)}: wanted one or more names, each once, such as {MEMBERS}")

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
 from dataengine.storage.store import Root
+from dataengine.trainer import arguments
+from dataengine.trainer.blocks import Wanted, read_through
 from dataengine.trainer.cache import Cache
 
 Range = tuple[str, int, int]
@@ -25,18 +27,27 @@ _MAX_GAP_BYTES = 256 * 2**10  # what a ranged GET costs in time is about this mu
 _MAX_RUN_BYTES = 8 * 2**20
 _ENTRY_BLOCK = 1024  # index entries of a chunk of 128 samples
 _MAX_ENTRY_BLOCKS = 16_384  # 16 MiB
+_MAX_TRIES = 20  # after which the pause has doubled to days
 Found = TypeVar("Found")
 _LOG = logging.getLogger("dataengine.trainer")
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a read may take, and how often it is tried: `timeout_seconds` for each of `tries`."""
+    """How long a read may take, and how often it is tried: `timeout_seconds` for each of `tries`.
+
+    Raises ConfigError for numbers that are none.
+    """
 
     timeout_seconds: float = 60.0
     tries: int = 4
     pause_seconds: float = 0.2
     """Before the second try; it doubles with each further one."""
+
+    def __post_init__(self) -> None:
+        arguments.number("patience: timeout_seconds", self.timeout_seconds, 0, arguments.MAX_SECONDS, above=True)
+        arguments.whole("patience: tries", self.tries, 1, _MAX_TRIES)
+        arguments.number("patience: pause_seconds", self.pause_seconds, 0, arguments.MAX_SECONDS)
 
 
 @dataclass
@@ -78,13 +89,9 @@ class Fetcher:
 
     def ranges(self, ranges: Sequence[Range], sizes: Sequence[int | None]) -> list[bytes | StorageError]:
         """The bytes of each range; `sizes` are of the whole objects, which the cache wants to know."""
-        found: list[bytes | StorageError] = [b""] * len(ranges)
         if self._cache is not None:
-            reads = [
-                self._runs.submit(self._attempt, lambda one=one, size=size: self._cached(one, size))
-                for one, size in zip(ranges, sizes, strict=True)
-            ]
-            return [_outcome(read) for read in reads]
+            return self._through(self._cache, ranges, sizes)
+        found: list[bytes | StorageError] = [b""] * len(ranges)
         runs = _coalesced(ranges)
         for run, read in [
             (run, self._runs.submit(self._read, run.path, run.begin, run.end - run.begin)) for run in runs
@@ -96,11 +103,32 @@ class Fetcher:
                 found[number] = content if isinstance(content, StorageError) else content[begin : begin + nbytes]
         return found
 
-    def forget(self, one: Range, size: int | None) -> None:
-        """Drop what was kept of a range that turned out to be wrong, so that it is read anew."""
+    def forget(self, one: Range, size: int | None, entry: Range) -> None:
+        """Drop what was kept of a range that turned out to be wrong, and of its entry in the index."""
         path, offset, nbytes = one
-        if self._cache is not None and size is not None:
+        self._blocks.pop((entry[0], entry[1] // _ENTRY_BLOCK), None)
+        size = self._sizes.get(path) if size is None else size
+        if self._cache is not None and size is not None and offset + nbytes <= size:
             self._cache.forget(self._root, path, offset, nbytes, size)
+
+    def _through(
+        self, cache: Cache, ranges: Sequence[Range], sizes: Sequence[int | None]
+    ) -> list[bytes | StorageError]:
+        unknown = {path for (path, _, _), size in zip(ranges, sizes, strict=True) if size is None}
+        found = {path: _outcome(self._runs.submit(self._size, path)) for path in unknown}
+        every = [found[path] if size is None else size for (path, _, _), size in zip(ranges, sizes, strict=True)]
+        wanted = [Wanted(*one, size) for one, size in zip(ranges, every, strict=True) if isinstance(size, int)]
+        read = iter(read_through(cache, self._root, wanted, lambda *what: self._runs.submit(self._attempt, *what)))
+        return [next(read) if isinstance(size, int) else size for size in every]
+
+    def _size(self, path: str) -> int:
+        size = self._sizes.get(path)
+        if size is None:
+            size = self._attempt(lambda: self._root.size(path), f"size of {path}")
+            if size is None:
+                raise MissingObject(f"{self._root.address(path)}: no such object; copy the shard again")
+            self._sizes[path] = size
+        return size
 
     def _entry(self, one: Range, failed: dict[tuple[str, int], StorageError]) -> bytes | StorageError:
         path, offset, nbytes = one
@@ -116,24 +144,14 @@ class Fetcher:
 
     def _load_block(self, path: str, number: int) -> bytes:
         """One block and the first entry of the next, or what the index has of it."""
-        size = self._sizes.get(path)
-        if size is None:
-            size = self._attempt(lambda: self._root.size(path), f"size of {path}")
-            if size is None:
-                raise MissingObject(f"{self._root.address(path)}: no such object; copy the shard again")
-            self._sizes[path] = size
+        size = self._size(path)
         begin = number * _ENTRY_BLOCK
         return self._read(path, begin, max(0, min(_ENTRY_BLOCK + 8, size - begin)))
 
     def _read(self, path: str, offset: int, nbytes: int) -> bytes:
         return self._attempt(lambda: self._root.get_range(path, offset, nbytes), path)
 
-    def _cached(self, one: Range, size: int | None) -> bytes:
-        assert self._cache is not None
-        path, offset, nbytes = one
-        return self._cache.read(self._root, path, offset, nbytes, size)
-
-    def _attempt(self, read: Callable[[], Found], what: str = "") -> Found:
+    def _attempt(self, read: Callable[[], Found], what: str) -> Found:
         pause = self._patience.pause_seconds
         for attempt in range(1, self._patience.tries + 1):
             waiting: Future[Found] = self._reads.submit(read)
@@ -155,7 +173,7 @@ class Fetcher:
         raise AssertionError("unreachable")
 
 
-def _outcome(read: Future[bytes]) -> bytes | StorageError:
+def _outcome(read: Future[Found]) -> Found | StorageError:
     try:
         return read.result()
     except StorageError as error:

@@ -7,14 +7,18 @@ tar come from its `.tar.idx` when a sample is read.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataengine.errors import InputError
+from dataengine.schemas import SHARDS, manifest_schema
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from dataengine.trainer.manifest import Version
 
 _HOLDOUT = "holdout/"
+_TRIES = 3  # of a table in a store: wires err
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Shards:
 def load_shards(version: Version) -> Shards:
     """The shards of `version`.
 
-    Raises InputError when the table lacks a column or holds other counts than the manifest.
+    Raises InputError when the table is not what was published, or holds other counts than the manifest.
     """
     names = ["shard", "source", "path", "nbytes", "min_key", "max_key"]
     table = read_table(version, "shards.parquet", [*names, "num_samples"])
@@ -87,30 +93,85 @@ def load_shards(version: Version) -> Shards:
     )
     sizes = table.column("num_samples").to_numpy().astype(np.int64)
     first_rows = np.concatenate([[0], np.cumsum(sizes)])
-    expected = int(version.manifest["counts"]["num_samples"])
-    if sizes.min(initial=0) < 0 or first_rows[-1] != expected:
+    counts = version.manifest["counts"]
+    if sizes.min(initial=0) < 0 or (first_rows[-1], len(shards)) != (counts["num_samples"], counts["num_shards"]):
         raise InputError(
-            f"{version.root.address('shards.parquet')}: counts {first_rows[-1]} samples, the manifest says {expected}; "
-            "run `dataengine verify` on it"
+            f"{version.root.address('shards.parquet')}: counts {first_rows[-1]} samples in {len(shards)} shards, the "
+            f"manifest says {counts['num_samples']} in {counts['num_shards']}; run `dataengine verify` on it"
         )
+    _check_names(version, [shard.name for shard in shards])
     return Shards(shards, first_rows)
 
 
+def _check_names(version: Version, names: list[str]) -> None:
+    """Raises InputError unless each name is a file's, and one shard's: siblings and rows are found by it."""
+    strange = [name for name in names if not name or "/" in name or "\0" in name]
+    strange += [name for name, count in Counter(names).items() if count > 1]
+    if strange:
+        raise InputError(
+            f"{version.root.address('shards.parquet')}: shard {strange[0]!r} is no file's name, or there twice; run "
+            "`dataengine verify` on it"
+        )
+
+
 def read_table(version: Version, path: str, columns: list[str]) -> pa.Table:
-    """The named columns of one Parquet file; raises InputError when it cannot be read or lacks one."""
-    with version.root.open(version.locate(path)) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            table = parquet.read(columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            where = version.root.address(path)
-            raise InputError(
-                f"{where}: not a readable Parquet file ({error}); run `dataengine verify` on it"
-            ) from error
+    """The named columns of one Parquet file, as they were published.
+
+    Raises InputError when it cannot be read, or lacks a column, or holds another type or nulls in one.
+    """
+    table: pa.Table = _read(version, path, lambda parquet: parquet.read(columns=columns, use_threads=False))
+    where = version.root.address(path)
     missing = set(columns) - set(table.column_names)
     if missing:
-        raise InputError(f"{version.root.address(path)}: lacks the columns {sorted(missing)}; was another tool here?")
-    return table
+        raise InputError(f"{where}: lacks the columns {sorted(missing)}; was another tool here?")
+    return pa.table({name: _as_published(table.column(name), name, where) for name in table.column_names})
+
+
+def read_schema(version: Version, path: str) -> pa.Schema:
+    """The columns of one Parquet file, of the types that `read_table` gives; raises InputError like it."""
+    found: pa.Schema = _read(version, path, lambda parquet: parquet.schema_arrow)
+    return pa.schema([_published_fields().get(field.name, field) for field in found])
+
+
+@cache
+def _published_fields() -> dict[str, pa.Field]:
+    return {field.name: field for table in (manifest_schema(()), SHARDS) for field in table.arrow}
+
+
+def _as_published(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    field = _published_fields().get(name)
+    if field is None:  # a score, or what a later version added
+        return column
+    if column.null_count and not field.nullable:
+        raise InputError(f"{where}: column {name} holds nulls, wanted {field.type}; run `dataengine verify` on it")
+    if column.type == field.type:
+        return column
+    kinds = (column.type, field.type)
+    fault = f"{where}: column {name} holds {column.type}, wanted {field.type}; was another tool here?"
+    if not (all(map(pa.types.is_integer, kinds)) or all(map(_is_text, kinds))):
+        raise InputError(fault)
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise InputError(f"{fault} ({error})") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _read(version: Version, path: str, read: Callable[[pq.ParquetFile], Found]) -> Found:
+    """What `read` takes from a file, pages checked by their checksums; from a store again when it is damaged."""
+    fault: Exception | None = None
+    for _ in range(1 if version.is_local else _TRIES):
+        with version.root.open(version.locate(path)) as file:
+            try:
+                return read(pq.ParquetFile(file, page_checksum_verification=True))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                fault = error
+    where = version.root.address(path)
+    raise InputError(f"{where}: not a readable Parquet file ({fault}); run `dataengine verify` on it") from fault
 
 
 def _is_holdout(path: str) -> bool:

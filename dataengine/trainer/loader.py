@@ -7,20 +7,23 @@ Workers make batches ahead; what they have not handed over does not count.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from dataengine.errors import ConfigError, CorruptObject
+from dataengine.trainer import arguments
 from dataengine.trainer.batches import Batch, BatchPlan, Fault, OnCorrupt
 from dataengine.trainer.collate import pinned
 from dataengine.trainer.dataset import ShardDataset
 from dataengine.trainer.plan import Plan
 from dataengine.trainer.position import Position, load, save
-from dataengine.trainer.ranks import check_batches, rank_and_world_size
+from dataengine.trainer.ranks import batch_size, check_batches, rank_and_world_size
 from dataengine.trainer.schedule import Point, Schedule, Tail
 from dataengine.trainer.workers import NoWorkers, Pool, Processes, Threads
 
+_MAX_WORKERS, _MAX_AHEAD, _MAX_EPOCHS = 1024, 1024, 2**31
 _LOG = logging.getLogger("dataengine.trainer")
 
 
@@ -67,32 +70,35 @@ class DataLoader:
         max_skipped: int = 1000,
         multiprocessing_context: str | None = None,
     ) -> None:
-        for name, value, least in (
-            ("global_batch_size", global_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("prefetch_batches", prefetch_batches, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name}={value}: wanted {least} or more")
+        if not isinstance(dataset, ShardDataset):
+            raise ConfigError(
+                f"dataset={arguments.shown(dataset)}: wanted a ShardDataset; torch's DataLoader takes others"
+            )
         for name, chosen, allowed in (
             ("workers", workers, ("process", "thread")),
             ("tail", tail, ("carry", "drop", "pad")),
             ("on_corrupt", on_corrupt, ("replace", "raise")),
         ):
-            if chosen not in allowed:
-                raise ConfigError(f"{name}={chosen!r}: wanted one of {allowed}")
-        self._dataset, self._batch, self._tail = dataset, global_batch_size, tail
+            arguments.one_of(name, chosen, allowed)
+        self._dataset, self._batch, self._tail = dataset, batch_size(global_batch_size), tail
         self._place = (rank, world_size)
-        self._num_workers, self._kind, self._ahead = num_workers, workers, prefetch_batches
-        self._collate, self._pin = collate_fn, pin_memory
-        self._persistent, self._timeout, self._max_restarts = persistent_workers, timeout_seconds, max_restarts
-        self._on_corrupt, self._max_skipped = on_corrupt, max_skipped
+        self._num_workers, self._kind = arguments.whole("num_workers", num_workers, 0, _MAX_WORKERS), workers
+        self._ahead = arguments.whole("prefetch_batches", prefetch_batches, 1, _MAX_AHEAD)
+        self._collate, self._pin = (
+            arguments.function("collate_fn", collate_fn),
+            arguments.flag("pin_memory", pin_memory),
+        )
+        self._persistent = arguments.flag("persistent_workers", persistent_workers)
+        self._timeout = arguments.number("timeout_seconds", timeout_seconds, 0, arguments.MAX_SECONDS, above=True)
+        self._max_restarts = arguments.whole("max_restarts", max_restarts, 0)
+        self._on_corrupt, self._max_skipped = on_corrupt, arguments.whole("max_skipped", max_skipped, 0)
         # The object-store client runs threads, which do not survive a fork.
         self._method = multiprocessing_context or ("fork" if dataset.is_local else "forkserver")
+        arguments.one_of("multiprocessing_context", self._method, multiprocessing.get_all_start_methods())
         self.skipped: list[Fault] = []
         """Corrupt samples that this rank has met, in the order of the batches."""
         self._schedule: Schedule = dataset.view.schedule(global_batch_size, tail)
-        self._position = Position(self._schedule.start(), global_batch_size)
+        self._position = Position(self._schedule.start(), self._batch)
         self._check_world()
         self._pool: Pool | None = None
         self._closing: weakref.finalize[Any, Any] | None = None
@@ -114,12 +120,11 @@ class DataLoader:
 
     def __len__(self) -> int:
         """Batches of the current epoch, the same on every rank."""
-        return self._schedule.steps_left(self._schedule.at_epoch(self.epoch))
+        return self._schedule.steps_of(self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a position inside that epoch stays, so that resuming loops may call it."""
-        if epoch < 0:
-            raise ConfigError(f"epoch {epoch}: wanted 0 or more")
+        epoch = arguments.whole("epoch", epoch, 0, _MAX_EPOCHS)
         if epoch != self.epoch:
             self._go(Position(self._schedule.at_epoch(epoch), self._position.order_batch, self._position.weights))
 
@@ -132,6 +137,7 @@ class DataLoader:
             raise ConfigError(
                 "set_mixture: the dataset was opened without a mixture; give it one, if only of equal parts"
             )
+        arguments.weights("set_mixture:", weights)
         other = self._dataset.view.schedule(self._batch, self._tail, weights)
         self._schedule, point = self._schedule.reweighted(other.weights, self._position.point)
         self._go(Position(point, self._position.order_batch, dict(weights)))
@@ -144,16 +150,20 @@ class DataLoader:
         """Continue at a position, whatever ranks and workers it was saved under. Reads and replays nothing.
 
         With another global batch size the order of samples goes on as it was and is cut into other batches. Raises
-        InputError that names the differences when the state is of another dataset version or view.
+        InputError that names the differences when the state is of another dataset version or view, and what is wrong
+        with it when it is not what `state_dict` returned.
         """
-        lengths = (len(self._schedule.groups), len(self._schedule.num_rows))
-        position = load(state, self._dataset.view.identity(), self._tail, lengths)
-        self._schedule = self._dataset.view.schedule(self._batch, self._tail, position.weights)
+        view = self._dataset.view
+        position, schedule = load(
+            state, view.identity(), self._tail, lambda weights: view.schedule(self._batch, self._tail, weights)
+        )
+        self._schedule = schedule
         self._go(position)
 
     def plan(self, world_size: int | None = None) -> Plan:
         """What the loader will do, in numbers, before it reads a sample."""
-        return Plan(self._dataset.view, self._schedule, world_size or self._rank_and_world_size()[1])
+        ranks = self._rank_and_world_size()[1] if world_size is None else arguments.whole("world_size", world_size, 1)
+        return Plan(self._dataset.view, self._schedule, ranks)
 
     def close(self) -> None:
         """End the workers. Iterating again starts others."""

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataengine.errors import InputError, MissingObject
+from dataengine.errors import ConfigError, InputError, MissingObject
 from dataengine.storage.store import Root
 from dataengine.storage.takedowns import RETIRED
+from dataengine.trainer import arguments
+from dataengine.trainer.manifest_faults import ABSENT, faults
 
 FORMAT = "dataengine-dataset/1"
 MANIFEST = "manifest.json"
 MAX_VERSION_GAP = 16  # numbers that were claimed and never published, in a row, before a search gives up
-_COUNTS = ("num_samples", "num_draws", "num_shards")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Version:
         Raises InputError when the path leaves the dataset's folder.
         """
         clean = posixpath.normpath(path)
-        if "://" in path or clean.startswith(("/", "../../")) or clean in (".", "..", "../.."):
+        if "://" in path or "\0" in path or clean.startswith(("/", "../../")) or clean in (".", "..", "../.."):
             raise InputError(f"{self.root.address(MANIFEST)}: names {path!r}, outside its dataset; do not trust it")
         if clean.startswith("../"):
             return f"{posixpath.dirname(self.root.address('')[:-1])}/{clean[3:]}"
@@ -76,9 +77,16 @@ class Version:
 def open_version(address: str | Path, options: Mapping[str, str] | None = None) -> Version:
     """The version at `address`: a manifest.json, a version folder, or a dataset folder (the latest version).
 
-    Raises InputError when there is none, saying what was looked for, when it was retired, or of unknown format.
+    Raises ConfigError for what is no address, InputError when there is no version there, saying what was looked for,
+    when it was retired, or of unknown format.
     """
+    if not isinstance(address, str | Path) or not str(address).strip() or "\0" in str(address):
+        raise ConfigError(
+            f"manifest={arguments.shown(address)}: wanted a path or URL of a dataset, a version or a manifest.json"
+        )
     url, root_options = str(address).rstrip("/"), tuple(sorted((options or {}).items()))
+    if url.endswith(":"):
+        raise ConfigError(f"manifest={address!r}: names no bucket or folder; wanted such as s3://bucket/datasets/name")
     if url.rpartition("/")[2] == MANIFEST:
         folder = Root(Root(url).address("")[: -len(MANIFEST) - 2], root_options)
         return _parse(folder, _read(folder, f"{url}: no such manifest; is the dataset published?"))
@@ -118,17 +126,17 @@ def _parse(root: Root, content: bytes) -> Version:
     _refuse_retired(root)
     try:
         manifest = json.loads(content)
-        found = manifest["format"]
-        if found != FORMAT:
-            raise InputError(f"{where}: format {found!r}, wanted {FORMAT!r}; read it with the dataengine that wrote it")
-        files = tuple(
-            PublishedFile(str(file["path"]), int(file["nbytes"]), str(file["sha256"])) for file in manifest.pop("files")
-        )
-        _check_sections(manifest)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not a dataset manifest ({error}); wanted {FORMAT!r} JSON") from error
+    found = manifest.get("format", ABSENT) if isinstance(manifest, dict) else ABSENT
+    if found is not ABSENT and found != FORMAT:
         raise InputError(
-            f"{where}: not a dataset manifest ({type(error).__name__}: {error}); wanted {FORMAT!r} JSON"
-        ) from error
+            f"{where}: format {arguments.shown(found)}, wanted {FORMAT!r}; read it with the dataengine that wrote it"
+        )
+    fault = next(faults(manifest), None)
+    if fault is not None:
+        raise InputError(f"{where}: not a dataset manifest ({FORMAT!r}): {fault}; copy it again")
+    files = tuple(PublishedFile(file["path"], file["nbytes"], file["sha256"]) for file in manifest.pop("files"))
     return Version(root, manifest, hashlib.sha256(content).hexdigest(), files)
 
 
@@ -143,13 +151,3 @@ def _refuse_retired(root: Root) -> None:
     raise InputError(
         f"{root.url}: was retired: samples of it were taken down and its files deleted; read {successor} instead"
     )
-
-
-def _check_sections(manifest: Mapping[str, Any]) -> None:
-    """Raises KeyError, TypeError or ValueError when a section that readers rely on is missing or misshapen."""
-    for name in _COUNTS:
-        int(manifest["counts"][name])
-    for section in (manifest["sources"], manifest["mixture"]["sources"]):
-        for of_source in dict(section).values():
-            dict(of_source)
-    dict(manifest["dedup"])

@@ -6,12 +6,12 @@ of the dataset, or streams of their own by SQL conditions on the samples table.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dataengine.errors import ConfigError
+from dataengine.trainer import arguments
 
 Per = Literal["sample", "batch"]
 
@@ -54,11 +54,9 @@ class Repeats:
 
 
 def _check(what: str, numbers: Mapping[str, float], where: Mapping[str, str], per: str) -> None:
-    if per not in ("sample", "batch"):
-        raise ConfigError(f"mixture: per={per!r}: wanted 'sample' or 'batch'")
-    wrong = {name: number for name, number in numbers.items() if not (math.isfinite(number) and number >= 0)}
-    if wrong or not any(numbers.values()):
-        raise ConfigError(f"mixture: {what} {dict(numbers)}: wanted numbers from 0, one of them above 0")
+    arguments.one_of("mixture: per", per, ("sample", "batch"))
+    arguments.weights(f"mixture: {what}", numbers)
+    arguments.texts("mixture: where", where)
     unused = sorted(set(where) - set(numbers))
     if unused:
         raise ConfigError(f"mixture: where names {unused}, {what} does not; give each a number")

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Collection, Mapping
 
 from dataengine.errors import ConfigError
+from dataengine.trainer import arguments
+
+MAX_BATCH = 2**20  # times a sum of weights it must fit 64 bits
 
 
 def rank_and_world_size(
@@ -15,15 +18,23 @@ def rank_and_world_size(
     """(rank, world size) as given, else of torch.distributed once initialised, else RANK and WORLD_SIZE, else
     (0, 1).
 
-    Raises ConfigError when only one of the two is given, or the rank is not below the world size.
+    Raises ConfigError when only one of the two is given, one is no whole number, or the rank is not below the world
+    size.
     """
     if (rank is None) != (world_size is None):
         raise ConfigError(f"rank={rank}, world_size={world_size}: give both or neither")
     if rank is None or world_size is None:
         rank, world_size = _distributed() or _environment(environment)
-    if not 0 <= rank < world_size:
+    world_size = arguments.whole("world_size", world_size, 1)
+    rank = arguments.whole("rank", rank, 0)
+    if rank >= world_size:
         raise ConfigError(f"rank={rank}, world_size={world_size}: wanted 0 <= rank < world_size")
     return rank, world_size
+
+
+def batch_size(size: int) -> int:
+    """`size` as a global batch size. Raises ConfigError when it is none."""
+    return arguments.whole("global_batch_size", size, 1, MAX_BATCH)
 
 
 def check_batches(sizes: Collection[int], world_size: int) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import xxhash
-
 from dataengine.errors import ConfigError, CorruptObject, StorageError
 from dataengine.storage.store import Root
 from dataengine.trainer.cache import Cache
@@ -51,7 +49,7 @@ class Source:
     shards: Shards
     parts: tuple[str, ...]
     siblings: Mapping[str, str] = field(default_factory=dict)
-    check_hashes: bool = False
+    hashes: Hashes | None = None
     patience: Patience = field(default_factory=Patience)
     cache: Cache | None = None
     process: int = field(default_factory=os.getpid)
@@ -59,6 +57,19 @@ class Source:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, process=os.getpid())
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all its tars lie on this machine's disks."""
+        return all(root.local_path("") is not None for root in map(self.root_of, (None, *self.siblings.values())))
+
+    def root_of(self, folder: str | None) -> Root:
+        """Where tars lie: those of a sibling's folder, or the dataset's own."""
+        root = self.version.root
+        if folder is None:
+            return root
+        absolute = "://" in folder or folder.startswith("/")
+        return Root(folder if absolute else root.address(posixpath.normpath(folder)), root.options)
 
     def folders(self) -> dict[str, str | None]:
         """Each set of tars to open: its part, or MAIN for the dataset's own, and the folder if not its own."""
@@ -72,10 +83,10 @@ class SampleReader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
-        self._is_plain = tuple(self._sets) == (MAIN,) and not source.check_hashes
-        self._is_remote = not source.version.is_local
+        self._is_plain = tuple(self._sets) == (MAIN,) and source.hashes is None
+        self._is_remote = not source.is_local
         self._wanted = frozenset(source.parts)
-        self._hashes = Hashes(source.version, source.shards) if source.check_hashes else None
+        self._hashes = source.hashes
 
     def read(self, rows: NDArray[np.int64]) -> list[Raw | StorageError]:
         """Each row's sample, or what is wrong with it, in the order asked for.
@@ -113,18 +124,22 @@ class SampleReader:
         return f"shard {self._source.shards.shards[shard].name}, sample {place}"
 
     def _again(self, row: int, place: tuple[int, int], fault: CorruptObject) -> Raw | StorageError:
-        """A sample whose bytes were wrong, read once more past the cache: wires and caches err, too."""
-        if self._source.version.is_local:
-            return fault
-        for tars in self._sets.values():
-            tars.forget(place[0])
-        return self._joined(row, place, tuple(self._sets), [next(tars.read([place])) for tars in self._sets.values()])
+        """A sample whose bytes were wrong, read anew past all that is kept: wires and caches err, too."""
+        sample: Raw | StorageError = fault
+        for _ in range(self._source.patience.tries - 1 if self._is_remote else 0):
+            for tars in self._sets.values():
+                tars.forget(*place)
+            of_sets = [next(tars.read([place])) for tars in self._sets.values()]
+            sample = self._joined(row, place, tuple(self._sets), of_sets)
+            if type(sample) is not CorruptObject:
+                break
+        return sample
 
     def _joined(
         self, row: int, place: tuple[int, int], parts: tuple[str, ...], samples: Sequence[Sample | StorageError]
     ) -> Raw | StorageError:
         """One sample out of what each set of tars holds of it."""
-        key = ""
+        key, image = "", None
         members: dict[str, bytes] = {}
         for part, sample in zip(parts, samples, strict=True):
             if isinstance(sample, StorageError):
@@ -132,31 +147,28 @@ class SampleReader:
             found, of_set = sample
             shard = self._source.shards.shards[place[0]]
             if not shard.min_key <= found <= shard.max_key:
-                fault = f"holds key {found!r}, its shard keys from {shard.min_key} to {shard.max_key}"
-                return self._corrupt(place, part, fault)
+                strange = f"holds key {found!r}, its shard keys from {shard.min_key} to {shard.max_key}"
+                return self._corrupt(place, part, strange)
             if key and found != key:
                 return self._corrupt(place, part, f"holds key {found!r}, the dataset {key!r}")
             key = found
             if part == MAIN:
-                members = of_set
+                members, image = of_set, of_set.get("image")
             else:
                 members[part] = next(iter(of_set.values()))
         if not self._wanted <= members.keys():
             missing = sorted(self._wanted - members.keys())
+            if extra := [part for part in missing if part not in MEMBERS]:
+                raise ConfigError(
+                    f"parts: {self.describe(*place)} has no member {extra[0]!r}, but {sorted(members)}; ask for parts "
+                    "that every sample has, or leave sources without them out of the mixture"
+                )
             return self._corrupt(place, MAIN, f"key {key!r} has no member {missing[0]!r}, but {sorted(members)}")
-        if self._hashes is not None and "image" in members:
-            return self._verified(Raw(row, key, place[0], members), place)
+        if self._hashes is not None and image is not None:
+            fault = self._hashes.fault(row, key, image)
+            if fault is not None:
+                return self._corrupt(place, MAIN, fault)
         return Raw(row, key, place[0], members)
-
-    def _verified(self, sample: Raw, place: tuple[int, int]) -> Raw | StorageError:
-        assert self._hashes is not None
-        key, wanted = self._hashes.of(*place)
-        found = xxhash.xxh3_64_hexdigest(sample.members["image"])
-        if (sample.key, found) != (key, wanted):
-            return self._corrupt(
-                place, MAIN, f"holds key {sample.key} with xxh3 {found}, the manifest says {key} with {wanted}"
-            )
-        return sample
 
     def _corrupt(self, place: tuple[int, int], part: str, fault: str) -> CorruptObject:
         where = f"{self.describe(*place)}{f' of {part}' if part else ''}"
@@ -164,13 +176,7 @@ class SampleReader:
 
 
 def _open_set(source: Source, folder: str | None) -> LocalTars | RemoteTars:
-    version = source.version
-    if folder is None:
-        root, tars = version.root, Tars(source.shards.shards)
-    else:
-        absolute = "://" in folder or folder.startswith("/")
-        root = Root(folder if absolute else version.root.address(posixpath.normpath(folder)), version.root.options)
-        tars = Tars(source.shards.shards, is_sibling=True)
-    if len(tars) and root.local_path(tars[0].path) is not None:
+    root, tars = source.root_of(folder), Tars(source.shards.shards, is_sibling=folder is not None)
+    if root.local_path("") is not None:
         return LocalTars(root, tars)
     return RemoteTars(root, tars, Fetcher(root, source.patience, source.cache))

@@ -98,6 +98,13 @@ class Schedule:
         blank = (0,) * len(self.num_rows)
         return Point(0, 0, blank, (0,) * len(self.groups), blank)
 
+    def settled(self, point: Point) -> Point:
+        """`point`, which another batch size may have led to; with `drop`, a rest below a batch is dropped there."""
+        end = (self.epoch(point) + 1) * self.epoch_draws
+        if self.tail == "drop" and end - point.drawn < self.groups[0].batch:
+            return replace(point, drawn=end, cursors=(end,))
+        return point
+
     def epoch(self, point: Point) -> int:
         """The epoch that the batch after `point` begins in."""
         return point.drawn // self.epoch_draws
@@ -127,6 +134,14 @@ class Schedule:
             _, point = self.step(point)
             steps += 1
         return steps
+
+    def steps_of(self, epoch: int) -> int:
+        """Batches of `epoch` from its beginning on. Takes no step where all batches are of one size."""
+        sizes = {group.batch for group in self.groups}
+        if len(self.num_rows) == 1 or len(sizes) > 1:
+            return self.steps_left(self.at_epoch(epoch))
+        (batch,) = sizes
+        return self.steps_left(replace(self.start(), drawn=-(-epoch * self.epoch_draws // batch) * batch))
 
     def at_epoch(self, epoch: int) -> Point:
         """The point that `epoch` begins at. Takes a step for every batch before it, when there are several streams."""

@@ -29,8 +29,9 @@ _SPARE_FILES = 256  # for everything else that the process opens
 _MANY_FILES = 65_536
 _READERS = 8  # threads that read in one process, each with files of its own
 _PARTS = {**dict.fromkeys((b"jpg", b"jpeg", b"png", b"webp"), "image"), b"txt": "txt", b"json": "json", b"npy": "npy"}
-_HEADER = struct.Struct("100s24x11s122x5s").unpack_from  # name, size, magic
 INDEX = ".idx"
+_MAX_TAR_BYTES = 2**40  # of a tar whose size the manifest does not tell
+_HEADER = struct.Struct("100s24x11s122x5s").unpack_from  # name, size, magic
 
 Sample = tuple[str, dict[str, bytes]]
 """Key, and member → content."""
@@ -66,11 +67,11 @@ class LocalTars:
 
     def __init__(self, root: Root, tars: Tars) -> None:
         self._root, self._tars = root, tars
-        self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[int, int, int]] = OrderedDict()
         self._max_open = _room_for(len(tars))
 
     def __del__(self) -> None:
-        for descriptors in self._open.values():
+        for *descriptors, _ in self._open.values():
             for descriptor in descriptors:
                 os.close(descriptor)
 
@@ -78,7 +79,7 @@ class LocalTars:
         """Each sample (shard, place), or what is wrong with it, read when it is asked for."""
         return starmap(self._sample, places)
 
-    def forget(self, shard: int) -> None:
+    def forget(self, shard: int, place: int) -> None:
         """Nothing is kept of local tars but that they are open."""
 
     def _sample(self, shard: int, place: int) -> Sample | StorageError:
@@ -88,23 +89,25 @@ class LocalTars:
 
     def _read(self, shard: int, place: int) -> bytes | StorageError:
         try:
-            tar, index = self._open.get(shard) or self._opened(shard)
+            tar, index, size = self._open.get(shard) or self._opened(shard)
             entry = os.pread(index, _PLACE.size, place * _ENTRY)
             if len(entry) != _PLACE.size:
                 return CorruptObject(f"{self._address(shard)}{INDEX}: has no entry {place}; copy it again")
             begin, end = _PLACE.unpack(entry)
-            content = os.pread(tar, end - begin, begin) if begin < end else b""
+            if not begin < end <= size:
+                return CorruptObject(_misplaced(self._address(shard), place, begin, end, size))
+            content = os.pread(tar, end - begin, begin)
         except OSError as error:
             return StorageError(f"{self._address(shard)}: cannot read: {error.strerror}")
         except StorageError as error:
             return error
-        if len(content) != end - begin or not content:
+        if len(content) != end - begin:
             return CorruptObject(
                 f"{self._address(shard)}: wanted {end - begin} bytes at {begin}, the file ends after {len(content)}"
             )
         return content
 
-    def _opened(self, shard: int) -> tuple[int, int]:
+    def _opened(self, shard: int) -> tuple[int, int, int]:
         tar = self._tars[shard]
         path = self._root.local_path(tar.path)
         assert path is not None
@@ -118,10 +121,10 @@ class LocalTars:
             os.close(descriptor)
             raise
         while len(self._open) >= self._max_open:
-            for oldest in self._open.popitem(last=False)[1]:
+            for oldest in self._open.popitem(last=False)[1][:2]:
                 os.close(oldest)
-        self._open[shard] = (descriptor, index)
-        return descriptor, index
+        self._open[shard] = (descriptor, index, size)
+        return descriptor, index, size
 
     def _address(self, shard: int) -> str:
         return self._root.address(self._tars[shard].path)
@@ -135,24 +138,36 @@ class RemoteTars:
 
     def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Sample | StorageError]:
         """Each sample (shard, place), or what is wrong with it."""
-        entries = self._fetcher.entries(
-            [(self._tars[shard].path + INDEX, place * _ENTRY, _PLACE.size) for shard, place in places]
-        )
-        ranges: list[Range] = []
-        for (shard, _), entry in zip(places, entries, strict=True):
-            begin, end = (0, 0) if isinstance(entry, StorageError) else _PLACE.unpack(entry)
-            ranges.append((self._tars[shard].path, begin, max(0, end - begin)))
-        sizes = [self._tars[shard].nbytes for shard, _ in places]
-        contents = self._fetcher.ranges(ranges, sizes)
-        return (
-            entry if isinstance(entry, StorageError) else _parsed(content)
-            for entry, content in zip(entries, contents, strict=True)
-        )
+        entries = self._fetcher.entries([self._entry(*place) for place in places])
+        found = [self._range(place, entry) for place, entry in zip(places, entries, strict=True)]
+        ranges = [one for one in found if isinstance(one, tuple)]
+        sizes = [self._tars[shard].nbytes for (shard, _), one in zip(places, found, strict=True) if type(one) is tuple]
+        contents = iter(self._fetcher.ranges(ranges, sizes))
+        return (_parsed(next(contents)) if isinstance(one, tuple) else one for one in found)
 
-    def forget(self, shard: int) -> None:
-        """Drop what is cached of a tar that held wrong bytes."""
+    def forget(self, shard: int, place: int) -> None:
+        """Drop what is kept of a sample that held wrong bytes, and of where it lies."""
+        entry = self._entry(shard, place)
+        found = self._range((shard, place), *self._fetcher.entries([entry]))
         tar = self._tars[shard]
-        self._fetcher.forget((tar.path, 0, tar.nbytes or 0), tar.nbytes)
+        self._fetcher.forget((tar.path, 0, 0) if isinstance(found, StorageError) else found, tar.nbytes, entry)
+
+    def _entry(self, shard: int, place: int) -> Range:
+        return self._tars[shard].path + INDEX, place * _ENTRY, _PLACE.size
+
+    def _range(self, place: tuple[int, int], entry: bytes | StorageError) -> Range | StorageError:
+        if isinstance(entry, StorageError):
+            return entry
+        tar = self._tars[place[0]]
+        begin, end = _PLACE.unpack(entry)
+        if not begin < end <= (_MAX_TAR_BYTES if tar.nbytes is None else tar.nbytes):
+            return CorruptObject(_misplaced(self._root.address(tar.path), place[1], begin, end, tar.nbytes))
+        return tar.path, begin, end - begin
+
+
+def _misplaced(address: str, place: int, begin: int, end: int, nbytes: int | None) -> str:
+    of = "" if nbytes is None else f" of {nbytes}"
+    return f"{address}{INDEX}: has sample {place} at bytes {begin} to {end}{of}; copy the shard again"
 
 
 def _parsed(content: bytes | StorageError) -> Sample | StorageError:

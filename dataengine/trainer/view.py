@@ -16,12 +16,13 @@ import numpy as np
 
 from dataengine.errors import ConfigError, InputError
 from dataengine.trainer.apportion import whole_weights
-from dataengine.trainer.buckets import Buckets
+from dataengine.trainer.buckets import MAX_SIDE, Buckets
 from dataengine.trainer.chunks import Chunks, cut_chunks, repeated
 from dataengine.trainer.columns import equals, integers, predicate, scan
 from dataengine.trainer.index import Shards
 from dataengine.trainer.manifest import Version
 from dataengine.trainer.mixture import Mixture, Repeats
+from dataengine.trainer.ranks import batch_size
 from dataengine.trainer.schedule import Group, Schedule, Tail, Weights
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "holdout"]
 EVERYTHING = "all"
+_MAX_REPEAT = 1000  # the most that select gives
+_MAX_EPOCH = 2**40  # draws; times the largest batch they fit 64 bits
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,9 @@ class View:
     def schedule(self, global_batch_size: int, tail: Tail, weights: Mapping[str, float] | None = None) -> Schedule:
         """How batches are made, under the view's own weights or others by name.
 
-        Raises ConfigError for names that the view does not have.
+        Raises ConfigError for names that the view does not have, and sizes that are none.
         """
+        global_batch_size = batch_size(global_batch_size)
         groups = self._groups(global_batch_size)
         return Schedule(
             groups=groups,
@@ -159,7 +163,13 @@ class View:
         found = dict.fromkeys(self.names, 0)
         for stream in self.streams:
             found[stream.name] += stream.chunks.num_rows
-        return {name: round(rows * times.get(name, 0)) for name, rows in found.items()}
+        draws = {name: round(rows * times.get(name, 0)) for name, rows in found.items()}
+        if not 0 < sum(draws.values()) <= _MAX_EPOCH:
+            raise ConfigError(
+                f"mixture: times {dict(times)} of {found} samples draw {sum(draws.values()):.6g} in an epoch; wanted 1 "
+                f"to {_MAX_EPOCH}"
+            )
+        return draws
 
 
 def build_view(version: Version, shards: Shards, asked: Asked) -> View:
@@ -196,17 +206,17 @@ def _scanned(version: Version, shards: Shards, asked: Asked) -> dict[str, NDArra
     found: dict[str, Any] = {}
     conditions = {} if asked.mixture is None else dict(asked.mixture.where)
     for name, text in conditions.items():
-        names, found[f"where {name}"] = predicate(text, f"mixture.where[{name!r}]")
+        names, found[f"where {name}"] = predicate(text, version, f"mixture.where[{name!r}]")
         columns += names
     if asked.where is not None:
-        names, found["where"] = predicate(asked.where, "where")
+        names, found["where"] = predicate(asked.where, version, "where")
         columns += names
     if asked.buckets is not None:
         columns += ["width", "height"]
-        found |= {"width": integers("width"), "height": integers("height")}
+        found |= {name: integers(name, 1, MAX_SIDE, version) for name in ("width", "height")}
     if not _rows_are_alike(version, shards):
         columns += ["split", "repeat"]
-        found |= {"split": equals("split", asked.split), "repeat": integers("repeat")}
+        found |= {"split": equals("split", asked.split), "repeat": integers("repeat", 0, _MAX_REPEAT, version)}
     if not found:
         return {}
     masks = scan(version, shards, columns, found)

@@ -14,20 +14,32 @@ from urllib.parse import urlsplit
 
 
 class FaultyStore:
-    """What the proxy does: seconds to wait, the share of answers that are faulty, and how many were."""
+    """What the proxy does: seconds to wait, the share of answers that are faulty, and how many were.
+
+    The first answer for each path that ends with `spoiled` has a bit flipped, whatever the share.
+    """
 
     def __init__(
-        self, latency_seconds: float = 0.0, faults: float = 0.0, kinds: tuple[str, ...] = ("refuse", "cut")
+        self,
+        latency_seconds: float = 0.0,
+        faults: float = 0.0,
+        kinds: tuple[str, ...] = ("refuse", "cut"),
+        spoiled: str | None = None,
     ) -> None:
-        self.latency_seconds, self.faults, self.kinds = latency_seconds, faults, kinds
+        self.latency_seconds, self.faults, self.kinds, self.spoiled = latency_seconds, faults, kinds, spoiled
+        self._seen: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.endpoint = ""
         self._random, self._lock = random.Random(1), Lock()
 
-    def choose(self) -> str:
-        """What becomes of the next answer."""
+    def choose(self, path: str) -> str:
+        """What becomes of the answer for a path."""
         with self._lock:
             self.counts["answers"] += 1
+            if self.spoiled is not None and path.endswith(self.spoiled) and path not in self._seen:
+                self._seen.add(path)
+                self.counts["flip"] += 1
+                return "flip"
             faulty = self._random.random() < self.faults
             kind = self._random.choice(self.kinds) if faulty else "sound"
             self.counts[kind] += 1
@@ -44,7 +56,8 @@ def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
 
         def do_GET(self) -> None:
             time.sleep(store.latency_seconds)
-            kind = store.choose() if self.command == "GET" else "sound"
+            store.counts[self.command] += 1
+            kind = store.choose(self.path) if self.command == "GET" else "sound"
             if kind == "refuse":
                 self._answer(503, [("Content-Length", "0")], b"")
                 return

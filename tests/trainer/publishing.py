@@ -206,7 +206,8 @@ def _write_tables(folder: Path, rows: list[Row], shards: list[Row]) -> None:
 def write_table(path: Path, schema: TableSchema, rows: list[Row]) -> None:
     """Write rows as one Parquet file of `schema`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(schema.table({name: [row[name] for row in rows] for name in schema.arrow.names}), path)
+    table = schema.table({name: [row[name] for row in rows] for name in schema.arrow.names})
+    pq.write_table(table, path, write_page_checksum=True)
 
 
 def _emitted(row: Row) -> Row:

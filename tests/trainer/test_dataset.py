@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from dataengine.errors import ConfigError, CorruptObject, InputError, MissingObject
+from dataengine.storage.store import Root
 from dataengine.trainer import Buckets, Caption, Mixture, ShardDataset
 from dataengine.trainer.samples import sample_rng
 from tests.trainer.publishing import publish, read_rows, write_manifest, write_siblings
@@ -117,7 +119,7 @@ def test_a_mixture_names_sources_or_conditions(published: Path) -> None:
         ({"mixture": {"gamma": 1}}, r"\['gamma'\]; wanted some of \['alpha', 'beta'\]"),
         ({"mixture": {"alpha": -1, "beta": 1}}, "weights"),
         ({"where": "aesthetic >"}, "where='aesthetic >'"),
-        ({"where": "width"}, "gives Int32, wanted true or false"),
+        ({"where": "width"}, "gives Float64, wanted true or false"),
         ({"mixture": Mixture({"x": 1}, {"x": "width >"})}, r"mixture.where\['x'\]"),
     ],
 )
@@ -131,8 +133,8 @@ def test_a_view_without_rows_is_refused(published: Path) -> None:
         ShardDataset(published, split="holdout")
     with pytest.raises(InputError, match="no samples of split 'train' where width > 99"):
         ShardDataset(published, where="width > 99")
-    with pytest.raises(InputError, match=r"lacks the columns \['beauty'\]"):
-        ShardDataset(published, where="beauty > 99")
+    with pytest.raises(ConfigError, match=r"where='widht > 99': no column 'widht'; did you mean width\? columns are"):
+        ShardDataset(published, where="widht > 99")
 
 
 def test_survives_pickling(published: Path) -> None:
@@ -257,6 +259,16 @@ def test_another_index_is_noticed(broken: Path) -> None:
             drain(broken, mixture={"beta": 1})
 
 
+@pytest.mark.parametrize("entry", [0, 2**40, 2**63, 2**64 - 1])
+def test_an_index_beyond_its_tar_is_named(broken: Path, entry: int) -> None:
+    """Nothing of that size is read, or asked of the system."""
+    index = np.fromfile(broken / "beta/beta-000000.tar.idx", "<u8")
+    index[1] = entry
+    index.tofile(broken / "beta/beta-000000.tar.idx")
+    with pytest.raises(CorruptObject, match=rf"tar.idx: has sample 0 at bytes 0 to {entry} of \d+; copy the shard"):
+        drain(broken, mixture={"beta": 1})
+
+
 def test_a_picture_that_does_not_decode_is_named(broken: Path) -> None:
     row = overwrite(broken, 3, lambda content: bytes(40) + content[40:])
     with pytest.raises(CorruptObject, match=rf"key {row['key']}: .*does not decode"):
@@ -271,6 +283,65 @@ def test_hashes_are_compared_when_asked(broken: Path) -> None:
         CorruptObject, match=rf"shard {row['shard']}, sample {row['index_in_shard']}: holds key .* xxh3"
     ):
         drain(broken, decode="bytes", check_hashes=True)
+
+
+def test_a_sample_in_another_ones_place_is_noticed_when_asked(broken: Path) -> None:
+    """Two samples of one tar, exchanged whole: each is sound, and neither is what the table says."""
+    index = np.fromfile(broken / "beta/beta-000000.tar.idx", "<u8")
+    tar = broken / "beta/beta-000000.tar"
+    content = tar.read_bytes()
+    pieces = [content[begin:end] for begin, end in pairwise(index.tolist())]
+    assert len(pieces[0]) == len(pieces[1])
+    tar.write_bytes(b"".join([pieces[1], pieces[0], *pieces[2:]]) + content[index[-1] :])
+    drain(broken)
+    with pytest.raises(CorruptObject, match=r"shard beta-000000, sample 0: holds key"):
+        drain(broken, check_hashes=True)
+
+
+def test_a_bit_that_has_flipped_in_a_table_is_noticed(broken: Path) -> None:
+    """Pages carry checksums: a flipped width or hash would otherwise choose other rows, or accuse a sound sample."""
+    part = broken / "samples/part-000001.parquet"
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    (column,) = (group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema == "xxh3")
+    content = bytearray(part.read_bytes())
+    content[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(InputError, match=r"part-000001.parquet: not a readable Parquet file .*verify"):
+        ShardDataset(broken, check_hashes=True)
+
+
+def test_each_part_of_the_table_is_read_once_for_hashes(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: Counter[str] = Counter()
+    open_file = Root.open
+    monkeypatch.setattr(Root, "open", lambda root, path: opened.update([path]) or open_file(root, path))
+    dataset = ShardDataset(published, check_hashes=True)
+    for _ in range(2):
+        assert len(list(dataset)) == 18
+    tables = {path: count for path, count in opened.items() if path.endswith(".parquet")}
+    assert tables == {"shards.parquet": 1, "samples/part-000000.parquet": 1, "samples/part-000001.parquet": 1}
+
+
+@pytest.mark.parametrize("wrong", ["", "0" * 15, "0" * 14 + "zz", "  " + "0" * 14])
+def test_a_table_without_hashes_is_refused_when_they_are_asked_for(tmp_path: Path, wrong: str) -> None:
+    folder = publish(tmp_path / "pairs")
+    part = folder / "samples/part-000001.parquet"
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("xxh3")
+    hashes = [wrong, *table["xxh3"].to_pylist()[1:]]
+    pq.write_table(table.set_column(place, table.schema.field("xxh3"), [hashes]), part)
+    assert len(list(ShardDataset(folder))) == 18
+    with pytest.raises(InputError, match=r"samples: a key or xxh3 is not 16 hexadecimal characters"):
+        ShardDataset(folder, check_hashes=True)
+
+
+def test_a_row_that_stands_for_another_is_refused(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs")
+    part = folder / "samples/part-000001.parquet"
+    table = pq.read_table(part)
+    twice = [0, 0, *range(2, len(table))]
+    pq.write_table(table.take(twice), part)
+    with pytest.raises(InputError, match=r"has no row for sample 4 of shard alpha-000001, and another one twice"):
+        ShardDataset(folder, where="width > 1")
 
 
 def overwrite(folder: Path, number: int, change: Callable[[bytes], bytes]) -> dict[str, Any]:
@@ -344,7 +415,7 @@ def test_tables_that_are_damaged_are_refused(tmp_path: Path) -> None:
     part.write_bytes((folder / "samples/part-000000.parquet").read_bytes())
     part.with_name("part-000002.parquet").write_bytes(part.read_bytes())
     write_manifest(folder)
-    with pytest.raises(InputError, match="counts 18 samples, the manifest says 30"):
+    with pytest.raises(InputError, match="counts 18 samples in 3 shards, the manifest says 30 in 3"):
         ShardDataset(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["counts"] |= {"num_samples": 18, "num_draws": 18}

@@ -30,7 +30,7 @@ def test_torch_distributed_comes_before_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rank", "world_size"), [(0, None), (None, 2), (2, 2), (-1, 2)])
 def test_contradictions_are_refused(rank: int | None, world_size: int | None) -> None:
-    with pytest.raises(ConfigError, match="world_size"):
+    with pytest.raises(ConfigError, match="rank="):
         rank_and_world_size(rank, world_size, {})
     with pytest.raises(ConfigError, match="whole numbers"):
         rank_and_world_size(environment={"RANK": "one"})

@@ -13,7 +13,7 @@ from dataengine.storage.store import Root
 from dataengine.trainer import Cache, DataLoader, Patience, ShardDataset
 from dataengine.trainer.fetch import Fetcher
 from tests.trainer.faulty_store import FaultyStore, before
-from tests.trainer.publishing import publish, read_rows
+from tests.trainer.publishing import publish, read_rows, write_siblings
 
 QUICK = Patience(timeout_seconds=10, tries=5, pause_seconds=0.01)
 
@@ -86,6 +86,87 @@ def test_near_ranges_are_read_in_one_request(remote: tuple[str, Path], s3_server
         assert store.counts["answers"] - before_reading <= 2 * 12
 
 
+def test_a_table_with_a_bit_that_flips_is_read_again(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:
+    address, _ = remote
+    with before(s3_server["endpoint"], FaultyStore(spoiled=".parquet")) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        dataset = ShardDataset(address, where="width > 1", check_hashes=True, storage_options=options)
+        assert store.counts["flip"] == 3
+        assert len(list(dataset)) == 300
+
+
+@pytest.mark.parametrize("ending", [".idx", ".tar"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_bit_that_flips_once_costs_another_read_and_no_sample(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path, ending: str, cached: bool
+) -> None:
+    """The last byte of each index, or one of each tar, is wrong the first time: index, cache and tar are read anew."""
+    address, folder = remote
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14) if cached else None
+    with before(s3_server["endpoint"], FaultyStore(spoiled=ending)) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        dataset = ShardDataset(address, decode="bytes", check_hashes=True, storage_options=options, cache=cache)
+        far = batches(dataset)
+        assert store.counts["flip"] == 6
+    near = batches(ShardDataset(folder, decode="bytes"))
+    assert [batch["image"] for batch in far] == [batch["image"] for batch in near]
+
+
+def test_samples_of_one_block_fetch_it_once(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    address, folder = remote
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**15)
+    num_blocks = sum(-(-path.stat().st_size // 2**15) for path in folder.rglob("*.tar"))
+    with before(s3_server["endpoint"], FaultyStore(latency_seconds=0.01)) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        dataset = ShardDataset(address, decode="bytes", storage_options=options, cache=cache)
+        opened = store.counts["GET"]
+        assert len(batches(dataset)) == 10
+        assert store.counts["GET"] - opened <= num_blocks + 6  # and an index of each tar
+
+
+def test_the_size_of_a_sibling_tar_is_asked_once(s3_server: dict[str, str], tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs", {"alpha": (30, 30)})
+    latents = write_siblings(folder, "latents")
+    address = "s3://lake/reader/siblings/v000001"
+    root = Root(address, tuple(sorted(s3_server.items())))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            root.put(path.relative_to(folder).as_posix(), path.read_bytes())
+    with before(s3_server["endpoint"], FaultyStore()) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        dataset = ShardDataset(
+            address,
+            parts=("latent",),
+            siblings={"latent": "latents"},
+            storage_options=options,
+            cache=Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14),
+        )
+        opened = store.counts["HEAD"]
+        got = {sample["__key__"]: sample["latent"].tolist() for sample in dataset}
+        assert store.counts["HEAD"] - opened <= 4  # two tars, two indexes
+    assert got == {key: array.tolist() for key, array in latents.items()}
+
+
+def test_siblings_in_a_store_beside_a_local_dataset(s3_server: dict[str, str], tmp_path: Path) -> None:
+    """Then the dataset is not local: its workers may not be forks."""
+    folder = publish(tmp_path / "pairs", {"alpha": (30, 30)})
+    latents = write_siblings(folder, "latents")
+    root = Root("s3://lake/reader/far/latents", tuple(sorted(s3_server.items())))
+    for path in (folder / "latents").iterdir():
+        root.put(path.name, path.read_bytes())
+    siblings = {"latent": "s3://lake/reader/far/latents"}
+    dataset = ShardDataset(folder, parts=("txt", "latent"), siblings=siblings, storage_options=s3_server)
+    assert not dataset.is_local
+    assert len(dataset[0]["latent"]) == 4
+    loader = DataLoader(dataset, global_batch_size=20, num_workers=1)
+    got = {
+        key: array.tolist() for batch in loader for key, array in zip(batch["__key__"], batch["latent"], strict=True)
+    }
+    assert got == {key: array.tolist() for key, array in latents.items()}
+
+
 def test_the_cache_reads_once_keeps_to_its_limit_and_deletes_only_its_own(
     remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path
 ) -> None:
@@ -123,8 +204,24 @@ def test_a_folder_of_others_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds files that no cache wrote"):
         Cache(tmp_path, max_bytes=2**20)
-    with pytest.raises(ConfigError, match="wanted a block or more"):
+    with pytest.raises(ConfigError, match="wanted a whole number from 1048576"):
         Cache(tmp_path / "new", max_bytes=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": "5"}, "storage_options do not fit this store"),
+        ({"bogus": "1"}, "storage_options do not fit this store: Configuration key: 'bogus'"),
+        ({"endpoint": "not a url"}, "endpoint='not a url': wanted http:// or https:// and a host"),
+    ],
+)
+def test_options_that_no_store_has_are_named(
+    remote: tuple[str, Path], s3_server: dict[str, str], options: dict[str, str], message: str
+) -> None:
+    """Some of them make the store's client panic, which ends a process that does not expect it."""
+    with pytest.raises(ConfigError, match=message):
+        ShardDataset(remote[0], storage_options=s3_server | options)
 
 
 def test_a_missing_shard_and_a_silent_store_are_errors(remote: tuple[str, Path], s3_server: dict[str, str]) -> None:

@@ -145,6 +145,16 @@ def test_tails(num_rows: int, batch: int, tail: str) -> None:
         assert len(drawn) == 3 * num_rows if tail == "pad" else 3 * num_rows <= len(drawn) < 3 * num_rows + batch
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(1, 90), st.integers(0, 6))
+@settings(max_examples=60)
+def test_the_steps_of_an_epoch_are_counted_without_taking_those_before(rows: list[int], batch: int, epoch: int) -> None:
+    numbers = tuple(range(len(rows)))
+    weights = Weights((1,), whole_weights(rows))
+    schedule = Schedule((Group(numbers, batch),), tuple(rows), weights, sum(rows))
+    assert schedule.steps_of(epoch) == schedule.steps_left(schedule.at_epoch(epoch))
+    assert schedule.steps_of(10**9) >= 1  # at once
+
+
 def test_only_one_stream_has_a_tail() -> None:
     schedule = mixture([1, 1], 4)
     with pytest.raises(ConfigError, match="only tail='carry' is exact"):

@@ -73,9 +73,10 @@ def read_position(folder: Path) -> dict[str, Any]:
     """The position that a checkpoint folder holds. Raises InputError when there is none."""
     path = folder / POSITION
     try:
-        return dict(json.loads(path.read_text()))
+        position: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError) as error:
         raise InputError(
             f"{path}: no position of the dataset ({type(error).__name__}); was this checkpoint written without "
             "ReadsShards? Load the model alone from it to begin the data anew"
         ) from error
+    return position

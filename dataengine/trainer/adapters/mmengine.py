@@ -1,8 +1,8 @@
-"""mmengine and xtuner: the dataset in their registry, and a train loop that resumes without replaying.
+"""mmengine and xtuner: the dataset in their registries, and a train loop that resumes without replaying.
 
-Importing it registers `ShardDataset` (datasets), `OpenUniSample` (transforms) and `ResumableTrainLoop` (loops), as
-xtuner's registries do, whose roots mmengine's are. mmengine's own loop takes one batch from the data for every past
-iteration when it resumes; this one takes none.
+Importing it registers `ShardDataset` (datasets), `OpenUniSample` (transforms) and `ResumableTrainLoop` (loops) with
+mmengine, and `ShardDataset` with xtuner's builder, which is a root of its own, where xtuner is installed. mmengine's
+own loop takes one batch from the data for every past iteration when it resumes; this one takes none.
 """
 
 from __future__ import annotations
@@ -24,8 +24,20 @@ from dataengine.trainer.ranks import rank_and_world_size
 
 ENTRY = "dataengine"  # of a checkpoint, beside state_dict, optimizer and meta
 
-DATASETS.register_module(name="ShardDataset", module=ShardDataset)
+
+def build_dataset(**config: Any) -> ShardDataset:
+    """A `ShardDataset`; its `transform`, and that one's `tokenizer`, may be dicts with a `type`, as in configs."""
+    return ShardDataset(**_with_transform(config))
+
+
+DATASETS.register_module(name="ShardDataset", module=build_dataset)
 TRANSFORMS.register_module(name="OpenUniSample", module=OpenUniSample)
+try:
+    from xtuner.registry import BUILDER
+except ImportError:  # mmengine alone
+    pass
+else:
+    BUILDER.register_module(name="ShardDataset", module=build_dataset)
 
 
 def build_loader(config: Mapping[str, Any]) -> DataLoader:
@@ -116,9 +128,14 @@ def _after_nothing(count: int, batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _with_transform(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with a transform that is a dict built by mmengine's registry."""
-    transform = config.get("transform")
-    return dict(config) | ({"transform": TRANSFORMS.build(transform)} if isinstance(transform, Mapping) else {})
+    """`config` with a transform, and its tokenizer, that are dicts built by mmengine's registry."""
+    given = dict(config)
+    if isinstance(given.get("transform"), Mapping):
+        transform = dict(given["transform"])
+        if isinstance(transform.get("tokenizer"), Mapping):
+            transform["tokenizer"] = TRANSFORMS.build(transform["tokenizer"])
+        given["transform"] = TRANSFORMS.build(transform)
+    return given
 
 
 def _function(config: Mapping[str, Any]) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ class _Place:
         self, dataset: ShardDataset, global_batch_size: int, tail: Tail, rank: int | None, world_size: int | None
     ) -> None:
         rank, world_size = rank_and_world_size(rank, world_size)
-        self.dataset, self.tail = dataset, tail
+        self.dataset, self.batch, self.tail = dataset, global_batch_size, tail
         self.schedule: Schedule = dataset.view.schedule(global_batch_size, tail)
         check_batches([group.batch for group in self.schedule.groups], world_size)
         self.position = Position(self.schedule.start(), global_batch_size)
@@ -55,8 +55,10 @@ class _Place:
         return save(self.position, self.dataset.view.identity(), self.tail)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        lengths = (len(self.schedule.groups), len(self.schedule.num_rows))
-        position = load(state, self.dataset.view.identity(), self.tail, lengths)
+        view = self.dataset.view
+        position, _ = load(
+            state, view.identity(), self.tail, lambda weights: view.schedule(self.batch, self.tail, weights)
+        )
         if position.order_batch != self.position.order_batch or position.weights is not None:
             raise InputError(
                 f"state_dict: of global batches of {position.order_batch} and weights {position.weights}; under "
@@ -70,7 +72,7 @@ class _Place:
             self.go(self.schedule.at_epoch(epoch))
 
     def steps(self) -> int:
-        return self.schedule.steps_left(self.schedule.at_epoch(self.epoch))
+        return self.schedule.steps_of(self.epoch)
 
 
 class DrawSampler(Sampler[list[Draw]]):
@@ -183,6 +185,17 @@ class BatchDataset(IterableDataset[Any]):
         return {"position": self._place.state_dict(), "begin": self._begin}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a position. Raises InputError when it is of another view or batch size."""
+        """Go to a position. Raises InputError when it is of another view or batch size, or no state of this class."""
+        if not isinstance(state, Mapping) or state.keys() != {"position", "begin"}:
+            got = sorted(map(str, state))[:20] if isinstance(state, Mapping) else f"a {type(state).__name__}"
+            raise InputError(
+                f"state_dict: is {got}, wanted position and begin, as the state_dict() of a BatchDataset has them"
+            )
+        begin = state["begin"]
         self._place.load_state_dict(state["position"])
-        self._begin = state["begin"]
+        step = self._place.position.point.step
+        if begin is not None and not (type(begin) is int and 0 <= begin <= step):
+            raise InputError(
+                f"state_dict: begin is {begin!r}, wanted null or a whole number from 0 to {step}, the step"
+            )
+        self._begin = begin

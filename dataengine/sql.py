@@ -1,24 +1,24 @@
 """SQL boolean expressions over the columns of one row.
 
-Decides which SQL a rule may be: nothing but the row's own columns, and no NaN that passes. Text in, a Polars
-expression out; it knows no rule's name and no column's meaning.
+Decides which SQL a rule, or a reader's condition, may be: nothing but the row's own columns, and no NaN that passes.
+Text in, a Polars expression out; it knows no rule's name and no column's meaning.
 
 Numbers are compared as float64, so that products of pixels cannot overflow and division is division.
 """
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
 import polars.selectors as cs
 
 from dataengine.errors import ConfigError
-from dataengine.select.columns import require_column
 
 _NODES = frozenset({"Column", "Literal", "BinaryExpr", "Ternary", "Cast", "Function"})
 # An allow-list, so that what a later Polars learns to parse stays refused until somebody has looked at it.
@@ -39,7 +39,7 @@ _ALIKE = {**{name: name for name in ("Eq", "NotEq", "Lt", "LtEq", "Gt", "GtEq")}
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"")
 _CLOCKS = re.compile(r"\b(?:now\s*\(|(?:current_(?:date|time|timestamp)|localtime(?:stamp)?)\b)", re.IGNORECASE)
 _GRAMMAR = (
-    "a rule looks at one row at a time and may use columns, literals, comparisons, arithmetic, AND, OR, "
+    "a condition looks at one row at a time and may use columns, literals, comparisons, arithmetic, AND, OR, "
     "NOT, IN, BETWEEN, LIKE, IS NULL, CASE, CAST, abs, ceil, coalesce, ends_with, floor, greatest, least, "
     "length, lower, octet_length, round, starts_with, strpos, substr, trim and upper"
 )
@@ -54,12 +54,22 @@ def compile_condition(text: str, columns: Mapping[str, pl.DataType], where: str)
     try:
         return _compile(text, pl.Schema(columns), where)
     except RecursionError as error:
-        raise ConfigError(f"{where}: nests too deep; split it into several rules") from error
+        raise ConfigError(f"{where}: nests too deep; split it up") from error
 
 
 def as_numbers(frame: pl.LazyFrame) -> pl.LazyFrame:
     """`frame` as conditions see it: whole numbers as float64."""
     return frame.with_columns(cs.integer().cast(pl.Float64))
+
+
+def require_column(name: str, columns: Iterable[str], where: str) -> None:
+    """Proves that `name` is one of `columns`; raises ConfigError with the closest match and the list."""
+    known = sorted(columns)
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"{where}: no column {name!r}; {hint}columns are {', '.join(known)}")
 
 
 def first_line(error: Exception) -> str:
@@ -77,7 +87,9 @@ def _compile(text: str, schema: pl.Schema, where: str) -> tuple[pl.Expr, tuple[s
         tree = _alike(json.loads(pl.sql_expr(text).meta.serialize(format="json")))
         expression = _expression(tree)
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise ConfigError(f"{where}: not an expression a rule can be ({first_line(error)}); {_GRAMMAR}") from error
+        raise ConfigError(
+            f"{where}: not an expression that a condition can be ({first_line(error)}); {_GRAMMAR}"
+        ) from error
     refused = next(_refused(tree), None)
     if refused:
         raise ConfigError(f"{where}: {refused} is not allowed; {_GRAMMAR}")
@@ -116,7 +128,7 @@ def _is_decimal(tree: Any) -> bool:
 
 
 def _refused(tree: Any) -> Iterator[str]:
-    """What the expression holds that a rule must not."""
+    """What the expression holds that a condition must not."""
     if isinstance(tree, str):
         yield tree
         return
