@@ -151,12 +151,22 @@ def _write_every_second(folder: Path, out: Path, first: int) -> None:
             _write_part(folder, out, number, rows)
 
 
+def _hash_every_second(folder: Path, out: Path, first: int) -> None:
+    buffer = memoryview(bytearray(2**21))
+    for path in sorted((folder / "whole").glob("*.tar"))[first::2]:
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as source, (out / path.name).open("wb", buffering=0) as tar:
+            while nbytes := source.readinto(buffer):
+                digest.update(buffer[:nbytes])
+                tar.write(buffer[:nbytes])
+
+
 def _warm_up(folder: Path, ready: Any) -> None:
     _payload(folder)
     ready.wait()
 
 
-def _two_at_once(folder: Path, out: Path) -> Callable[[], None]:
+def _two_at_once(folder: Path, out: Path, work: Callable[[Path, Path, int], None]) -> Callable[[], None]:
     """Two workers with a shard each, as the engine has them on two cores."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(3)
@@ -166,7 +176,7 @@ def _two_at_once(folder: Path, out: Path) -> Callable[[], None]:
     ready.wait()
 
     def run() -> None:
-        list(workers.map(_write_every_second, [folder] * 2, [out] * 2, range(2)))
+        list(workers.map(work, [folder] * 2, [out] * 2, range(2)))
 
     return run
 
@@ -235,7 +245,8 @@ CONTENDERS: dict[str, Callable[[Path, Path], Callable[[], None]]] = {
     "cp": lambda folder, out: lambda: _cp(folder, out),
     "sha256 alone": lambda folder, out: lambda: _sha256(folder, out),
     "ours": lambda folder, out: lambda: _ours(folder, out),
-    "ours x2": _two_at_once,
+    "ours x2": lambda folder, out: _two_at_once(folder, out, _write_every_second),
+    "cp and sha256 x2": lambda folder, out: _two_at_once(folder, out, _hash_every_second),
     "ours unhashed": lambda folder, out: lambda: _ours(folder, out, hashed=False),
     "ours scattered": lambda folder, out: lambda: _ours(folder, out, scattered=True),
     "ShardWriter": _shard_writer,
@@ -256,7 +267,7 @@ def _payload(folder: Path) -> tuple[int, int]:
 
 def _cpu_seconds(name: str) -> float:
     """Of this process and of children that have ended; where workers go on, of the whole tree."""
-    if name in ("write_webdataset", "ours x2"):
+    if name == "write_webdataset" or name.endswith(" x2"):
         tree = ProcessTree(os.getpid())
         tree.sample()
         return tree.cpu_seconds
