@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from dataengine.analyst.dataset import Dataset, open_dataset
 from dataengine.emit.versions import version_path
-from dataengine.errors import ConfigError
+from dataengine.errors import ConfigError, InputError
 from dataengine.storage.store import Root
 
-_ADDRESS = re.compile(r"(?P<root>.+)/datasets/(?P<name>[^/]+?)(/v\d{6,}(/manifest\.json)?)?")
+_ADDRESS = re.compile(r"(?P<root>.+)/datasets/(?P<name>[^/]+?)(/(?P<version>v\d{6,})(/manifest\.json)?)?")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class DatasetPlace:
 
     @staticmethod
     def of(address: str, options: Mapping[str, str]) -> DatasetPlace:
-        """Of the dataset at `<root>/datasets/<name>`, or one of its versions. Raises ConfigError."""
+        """Of the dataset at `<root>/datasets/<name>`, or one of its versions.
+
+        Raises ConfigError when the address is neither, InputError when there is no such version.
+        """
         whole = Root(address.rstrip("/")).address("").rstrip("/")
         found = _ADDRESS.fullmatch(whole)
         if found is None:
@@ -31,7 +34,11 @@ class DatasetPlace:
                 f"{address}: got no <root>/datasets/<name>; versions are made where a run published the dataset. Of a "
                 f"copy elsewhere make a new copy"
             )
-        return DatasetPlace(Root(found["root"], tuple(sorted(options.items()))), found["name"])
+        place = DatasetPlace(Root(found["root"], tuple(sorted(options.items()))), found["name"])
+        version = found["version"]
+        if version and not place.root.exists(f"{place.folder}/{version}/manifest.json"):
+            raise InputError(f"{address}: no such version; name one that is there, or the dataset: {place.folder}")
+        return place
 
     @property
     def folder(self) -> str:

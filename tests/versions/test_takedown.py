@@ -212,6 +212,15 @@ def test_a_version_elsewhere_has_no_children(tiny: Path) -> None:
         DatasetPlace.of(str(tiny), {})
 
 
+@pytest.mark.parametrize("address", ["v000009", "v000009/manifest.json"])
+def test_a_version_that_is_not_there_is_no_other_one(address: str, tiny: Path, tmp_path: Path) -> None:
+    place, _ = place_in(tmp_path / "work", tiny)
+    folder = place.root.address(place.folder)
+    assert DatasetPlace.of(f"{folder}/v000001", {}) == place
+    with pytest.raises(InputError, match=r"v000009.*no such version"):
+        DatasetPlace.of(f"{folder}/{address}", {})
+
+
 def test_a_materialised_child_needs_nobody(tiny: Path, tmp_path: Path) -> None:
     place, names = place_in(tmp_path / "work", tiny)
     done = request(place, keys(names[:1]))
