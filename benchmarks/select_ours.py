@@ -67,7 +67,7 @@ def select_again(folder: Path, num_rows: int) -> dict[str, Any]:
     """A sweep of eleven thresholds, read once: seconds of the reading, and of each threshold after it."""
 
     config, step = config_of(num_rows), step_of(num_rows)
-    configs = [config, *plan_sweep(config, SWEPT).configs]
+    configs = [config, *plan_sweep(config, SWEPT, step.columns.types).configs]
     question = Question.ask(configs, step.columns)
     reader = step.reader(inputs_of(folder), THREADS)
     pool = reader.pool(question, with_evidence=False)

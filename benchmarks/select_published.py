@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,11 @@ def _write(path: Path, table: pa.Table) -> None:
     path.write_bytes(parquet_bytes(table))
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _write_manifest(folder: Path, sources: list[Source], num_shards: int) -> None:
     counts = {source.name: source.end - source.begin for source in sources}
     of_source = {
@@ -96,7 +102,7 @@ def _write_manifest(folder: Path, sources: list[Source], num_shards: int) -> Non
         for name, count in counts.items()
     }
     files = [
-        {"path": path.relative_to(folder).as_posix(), "nbytes": path.stat().st_size, "sha256": ""}
+        {"path": path.relative_to(folder).as_posix(), "nbytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*.parquet"))
     ]
     manifest = {
