@@ -165,7 +165,9 @@ def webdataset(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[A
         return work(one["npy"]) if tier == "T5" else work(one["jpg"], one["txt"], one["json"])
 
     def batches() -> Iterable[Any]:
-        dataset = wds.WebDataset(urls, shardshuffle=len(urls), seed=1, workersplitter=wds.split_by_worker)
+        dataset = wds.WebDataset(
+            urls, shardshuffle=len(urls), seed=1, workersplitter=wds.split_by_worker, empty_check=False
+        )
         dataset = dataset.shuffle(1000).map(sample).batched(BATCH, collation_fn=stack)
         return wds.WebLoader(
             dataset, batch_size=None, num_workers=workers, **({"prefetch_factor": 4} if workers else {})
