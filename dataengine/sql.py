@@ -80,8 +80,8 @@ def first_line(error: Exception) -> str:
 def _compile(text: str, schema: pl.Schema, where: str) -> tuple[pl.Expr, tuple[str, ...]]:
     if clock := _CLOCKS.search(_QUOTED.sub("''", text)):
         raise ConfigError(
-            f"{where}: {clock[0].rstrip('( ')} is not allowed, for a rule gives the same at every run; write the time "
-            f"down, such as date '2026-01-31'"
+            f"{where}: {clock[0].rstrip('( ')} is not allowed, for a condition gives the same at every run; write the "
+            f"time down, such as date '2026-01-31'"
         )
     try:
         tree = _alike(json.loads(pl.sql_expr(text).meta.serialize(format="json")))

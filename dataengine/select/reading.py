@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from dataengine.config.select import BlocklistRule, CaptionRule, SelectConfig
 from dataengine.contract import Inputs
+from dataengine.errors import LedgerError
 from dataengine.schemas import CANDIDATE, CELL, CLASS, EDGE, SAMPLE, SELECTION, TableSchema
 from dataengine.select.columns import CANDIDATE_COLUMNS, EXTRA, NAMED_CAPTION, SAMPLE_COLUMNS, Columns
 from dataengine.select.duplicates import Duplicates, DuplicatesBuilder
@@ -110,7 +111,11 @@ class Reader:
 
         def work(run: list[SourcePart]) -> tuple[list[PartRows], Made]:
             named = [(source, commits[0].part, _num_rows(commits)) for source, commits in run]
-            return named, make(self._rows([commits for _, commits in run], read))
+            rows = self._rows([commits for _, commits in run], read)
+            if len(rows) != sum(num_rows for *_, num_rows in named):
+                first, last = (" ".join(part[:2]) for part in (named[0], named[-1]))
+                raise LedgerError(f"{first} to {last}: {len(rows)} rows, not one per candidate; run these parts anew")
+            return named, make(rows)
 
         # Commits of a source are parsed while tables of the one before are read.
         runs = (run for source in self.sources for run in self._cut([(source, found) for found in self._parts(source)]))

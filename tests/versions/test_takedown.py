@@ -270,7 +270,7 @@ def test_a_whole_folder_is_no_version(tiny: Path, tmp_path: Path, where: str) ->
     place, _ = place_in(tmp_path / "work", tiny)
     before = contents(place.root, place.folder)
     with pytest.raises(InputError, match="the place of a numbered version"):
-        materialize(f"{tmp_path}/work/{place.path(1)}", f"{tmp_path}/work/{place.folder}/{where}", {})
+        materialize(place.root.address(place.path(1)), f"{place.root.address(place.folder)}/{where}", {})
     assert contents(place.root, place.folder) == before
 
 
