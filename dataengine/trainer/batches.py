@@ -6,26 +6,32 @@ deterministic reserve and told of; nothing else is ever replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from dataengine.errors import CorruptObject, StorageError
 from dataengine.trainer.buckets import Shape
 from dataengine.trainer.collate import collate
-from dataengine.trainer.order import StreamOrder, rows_of
-from dataengine.trainer.reader import Raw, SampleReader, Source
+from dataengine.trainer.index import Shard
+from dataengine.trainer.order import PHASES, StreamOrder, rows_of
+from dataengine.trainer.reader import SampleReader, Source
 from dataengine.trainer.samples import SampleMaker
 from dataengine.trainer.schedule import Ticket
 from dataengine.trainer.shuffle import mixed
+from dataengine.trainer.tarset import Raw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OnCorrupt = Literal["replace", "raise"]
 _RESERVES = 16  # of which every one is corrupt only where the dataset is
+_FEW_ROWS = 2048  # NumPy places as many in the time that its calls take
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,23 @@ class Draws:
     padding: NDArray[np.bool_]
 
 
+class _Drawn(NamedTuple):
+    """A draw of a batch: its stream and row, its epoch in that stream, its bucket's shape, and whether it pads."""
+
+    stream: int
+    row: int
+    epoch: int
+    shape: Shape | None
+    pad: bool | None
+
+
 class BatchMaker:
     """Makes batches by a plan. Belongs to one thread of one process."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self._plan = plan
         self._reader = SampleReader(plan.source)
+        self._ahead: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def make(self, ticket: Ticket) -> Batch:
         """This rank's part of the global batch.
@@ -109,61 +126,72 @@ class BatchMaker:
         """
         plan = self._plan
         draws = plan.draws(ticket)
-        rows, epochs = plan.rows(draws)
+        rows, epochs = self._rows(draws)
         shape = plan.shapes[ticket.streams[0]]
-        raws = self._reader.read(rows)
-        if plan.maker.is_plain and plan.collate_fn is None and shape is None:
-            sound = [raw for raw in raws if isinstance(raw, Raw)]
-            try:
-                if len(sound) == len(raws):
-                    return Batch(plan.maker.columns(sound, epochs, draws.padding if plan.flags_padding else None))
-            except CorruptObject:
-                pass  # found again below, by sample
-        values, faults = self._samples(draws, rows, epochs, raws, shape)
+        columns = partial(plan.maker.columns, epochs=epochs, padding=draws.padding if plan.flags_padding else None)
+        is_plain = plan.maker.is_plain and plan.collate_fn is None and shape is None
+        if is_plain and self._reader.is_plain:
+            with suppress(StorageError, KeyError):  # told in full, or replaced, below
+                return Batch(columns(*self._reader.read_plainly(rows)))
+        shards, found = self._reader.read(rows)
+        raws = list(found)
+        if is_plain:
+            with suppress(CorruptObject):  # found again below, by sample
+                return Batch(columns(shards, raws))
+        pads = draws.padding.tolist() if plan.flags_padding else [None] * len(rows)
+        drawn = map(_Drawn, draws.streams.tolist(), rows.tolist(), epochs.tolist(), repeat(shape), pads)
+        values, faults = self._samples(drawn, shards, raws)
         return Batch((plan.collate_fn or collate)(values), tuple(faults))
 
+    def _rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(row, epoch) of each draw; of a small part of a batch, those of the same part some rounds on are found, too.
+
+        They come from the same lanes, so this worker is asked for them: 33 µs a batch of 64 instead of 130.
+        """
+        order, first, count = self._plan.orders[0], int(draws.draws[0]), len(draws.draws)
+        rounds = min(_FEW_ROWS // count, order.num_rows // order.round_draws)
+        if len(self._plan.orders) > 1 or rounds < 2 or draws.padding.any():
+            return self._plan.rows(draws)
+        found = self._ahead.pop(first, None)
+        if found is None or len(found[0]) != count:
+            if len(self._ahead) > PHASES * rounds:  # of a worker that is asked for others
+                self._ahead.clear()
+            firsts = first + np.arange(rounds)[:, None] * order.round_draws
+            rows, epochs = (of.reshape(rounds, count) for of in order.rows((firsts + np.arange(count)).ravel()))
+            self._ahead |= dict(zip(firsts[:, 0].tolist(), zip(rows, epochs, strict=True), strict=True))
+            found = self._ahead.pop(first)
+        return found
+
     def _samples(
-        self,
-        draws: Draws,
-        rows: NDArray[np.int64],
-        epochs: NDArray[np.int64],
-        raws: Sequence[Raw | StorageError],
-        shape: Shape | None,
+        self, drawn: Iterable[_Drawn], shards: Sequence[Shard], raws: Iterable[Raw | StorageError]
     ) -> tuple[list[Any], list[Fault]]:
         faults: list[Fault] = []
         values = []
-        pads = draws.padding.tolist() if self._plan.flags_padding else [None] * len(raws)
-        for stream, row, epoch, raw, pad in zip(
-            draws.streams.tolist(), rows.tolist(), epochs.tolist(), raws, pads, strict=True
-        ):
+        for one, shard, raw in zip(drawn, shards, raws, strict=True):
             try:
-                values.append(self._sample(raw, epoch, shape, pad))
+                values.append(self._sample(one, shard, raw))
             except CorruptObject as error:
                 if self._plan.on_corrupt == "raise":
                     raise
-                replacement, value = self._reserve(stream, row, epoch, shape, pad, error)
-                faults.append(Fault(row, str(error), replacement))
+                replacement, value = self._reserve(one, error)
+                faults.append(Fault(one.row, str(error), replacement))
                 values.append(value)
         return values, faults
 
-    def _sample(
-        self, raw: Raw | StorageError, epoch: int, shape: Shape | None, pad: bool | None, replaced: bool = False
-    ) -> Any:
+    def _sample(self, drawn: _Drawn, shard: Shard, raw: Raw | StorageError, *, replaced: bool = False) -> Any:
         if isinstance(raw, StorageError):
             raise raw
-        return self._plan.maker.sample(raw, epoch, shape, replaced=replaced, pad=pad)
+        return self._plan.maker.sample(raw, shard, drawn.epoch, drawn.shape, replaced=replaced, pad=drawn.pad)
 
-    def _reserve(
-        self, stream: int, row: int, epoch: int, shape: Shape | None, pad: bool | None, fault: CorruptObject
-    ) -> tuple[int, Any]:
+    def _reserve(self, drawn: _Drawn, fault: CorruptObject) -> tuple[int, Any]:
         """(row, sample) in place of a corrupt row: of its own stream, and the same whoever asks."""
-        order = self._plan.orders[stream]
+        order = self._plan.orders[drawn.stream]
         for attempt in range(_RESERVES):
-            place = int(mixed(self._plan.maker.seed, epoch, row, attempt)[0] % np.uint64(order.num_rows))
-            replacement = order.row_at(place)
-            (raw,) = self._reader.read(np.array([replacement]))
+            hashed = mixed(self._plan.maker.seed, drawn.epoch, drawn.row, attempt)
+            replacement = order.row_at(int(hashed[0] % np.uint64(order.num_rows)))
+            (shard,), (raw,) = self._reader.read(np.array([replacement]))
             try:
-                return replacement, self._sample(raw, epoch, shape, pad, replaced=True)
+                return replacement, self._sample(drawn, shard, raw, replaced=True)
             except CorruptObject:
                 continue
         raise CorruptObject(

@@ -108,21 +108,20 @@ class Buckets:
         return table
 
 
-def fit(image: Image, shape: Shape) -> Image:
-    """The picture scaled to cover `shape` and cut to it around its middle."""
-    from PIL.Image import Resampling
+def fit(image: Image | NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
+    """The picture scaled to cover `shape` and cut to it around its middle: uint8 [height, width, 3]."""
+    from PIL import Image
 
     width, height = shape
-    scale = max(width / image.width, height / image.height)
-    left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
-    box = (
-        max(0.0, left),
-        max(0.0, top),
-        min(image.width, left + width / scale),
-        min(image.height, top + height / scale),
-    )
+    across, down = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+    scale = max(width / across, height / down)
+    left, top = (across - width / scale) / 2, (down - height / scale) / 2
+    if scale == 1:  # whole pixels: half of one aside, a filter would blur them
+        return np.asarray(image)[int(top) : int(top) + height, int(left) : int(left) + width]
+    box = max(0.0, left), max(0.0, top), min(across, left + width / scale), min(down, top + height / scale)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     # reducing_gap lets Pillow shrink by whole factors first: half the time, and no visible difference at 2 or more.
-    return image.resize(shape, Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    return np.asarray(picture.resize(shape, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
 
 
 def _checked(shapes: Any) -> tuple[Shape, ...]:

@@ -19,7 +19,7 @@ from dataengine.trainer import arguments
 from dataengine.trainer.buckets import Buckets
 from dataengine.trainer.cache import Cache
 from dataengine.trainer.captions import Caption
-from dataengine.trainer.decode import Decode
+from dataengine.trainer.decode import NAMED, Decode
 from dataengine.trainer.fetch import Patience
 from dataengine.trainer.hashes import load_hashes
 from dataengine.trainer.index import load_shards
@@ -27,8 +27,9 @@ from dataengine.trainer.manifest import open_version
 from dataengine.trainer.mixture import Mixture, Repeats
 from dataengine.trainer.order import Order, StreamOrder, rows_of
 from dataengine.trainer.ranks import batch_size
-from dataengine.trainer.reader import MEMBERS, SampleReader, Source
+from dataengine.trainer.reader import SampleReader, Source
 from dataengine.trainer.samples import SampleMaker
+from dataengine.trainer.tarset import MEMBERS
 from dataengine.trainer.view import Asked, Split, View, build_view
 
 if TYPE_CHECKING:
@@ -79,10 +80,11 @@ class ShardDataset:
         siblings = arguments.texts("siblings", siblings or {})
         if unread := sorted(siblings.keys() - set(parts)):
             raise ConfigError(f"siblings names {unread}, parts={parts} does not; add them there")
-        if not (callable(decode) or decode in ("pil", "rgb", "bytes")):
-            raise ConfigError(
-                f"decode={arguments.shown(decode)}: wanted 'pil', 'rgb', 'bytes' or a function of an image's bytes"
-            )
+        if not (callable(decode) or decode in NAMED):
+            named = ", ".join(map(repr, NAMED))
+            raise ConfigError(f"decode={arguments.shown(decode)}: wanted {named} or a function of an image's bytes")
+        if decode == "scaled" and buckets is None:
+            raise ConfigError("decode='scaled': to cover which shape? Give buckets, or decode='rgb' for whole pictures")
         arguments.one_of("split", split, ("train", "holdout"))
         seed = arguments.whole("seed", seed, 0, _MAX_SEED)
         for name, value in (("shuffle", shuffle), ("repeats", repeats), ("check_hashes", check_hashes)):
@@ -102,7 +104,7 @@ class ShardDataset:
         wanted = tuple(parts) if caption is None or "json" in parts else (*parts, "json")
         hashes = load_hashes(version, shards) if check_hashes else None
         self.source = Source(version, shards, wanted, siblings, hashes, patience or Patience(), cache)
-        self.maker = SampleMaker(shards, tuple(parts), decode, seed, caption, transform)
+        self.maker = SampleMaker(tuple(parts), decode, seed, caption, transform)
 
     @property
     def is_local(self) -> bool:
@@ -142,10 +144,10 @@ class ShardDataset:
         rows, epochs = rows_of(orders, streams, draws)
         shapes = self.shapes
         samples = []
-        for stream, epoch, raw in zip(streams.tolist(), epochs.tolist(), self._reader.read(rows), strict=True):
+        for stream, epoch, shard, raw in zip(streams.tolist(), epochs.tolist(), *self._reader.read(rows), strict=True):
             if isinstance(raw, StorageError):
                 raise raw
-            samples.append(self.maker.sample(raw, epoch, shapes[stream]))
+            samples.append(self.maker.sample(raw, shard, epoch, shapes[stream]))
         return samples
 
     @property

@@ -5,38 +5,43 @@ In come member contents, out come values. It chooses no caption and no crop.
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dataengine.errors import CorruptObject, InputError
-from dataengine.orientation import DECODER_FAULTS, jpeg_orientation, orientation_of, upright, upright_picture
+from dataengine.orientation import DECODER_FAULTS, is_lying, jpeg_orientation, orientation_of, upright, upright_picture
+from dataengine.trainer.arrays import decode_array
+from dataengine.trainer.buckets import Shape
+from dataengine.trainer.tarset import MEMBERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Decode = Literal["pil", "rgb", "bytes"] | Callable[[bytes], Any]
-_NPY = b"\x93NUMPY"
+Decode = Literal["pil", "rgb", "scaled", "bytes"] | Callable[[bytes], Any]
+NAMED = ("pil", "rgb", "scaled", "bytes")
+_DIVISORS = (8, 4, 2)  # of a JPEG's sides, that its decoder reaches by leaving out high frequencies
 
 
-def decoder(part: str, decode: Decode) -> Callable[[bytes], Any] | None:
-    """What turns the bytes of `part` into its value; None leaves them as they are.
+def decoder(part: str, decode: Decode, shape: Shape | None = None) -> Callable[[Any], Any] | None:
+    """What turns the bytes of `part`, or a view of them, into its value; None leaves them as they are.
 
     `pil` makes an RGB picture of the image, `rgb` an array uint8 [height, width, 3], both upright, and with both txt is
-    a str, json a dict, and any other member that is an npy file a read-only array; `bytes` leaves everything; a
-    function gets the image's bytes, which may say an orientation. The decoders raise CorruptObject for contents that
-    do not decode.
+    a str, json a dict, and any other member that is an npy file a read-only array; `scaled` is `rgb`, but of a JPEG
+    much larger than `shape` a half, a quarter or an eighth that covers it; `bytes` leaves everything; a function gets
+    the image's bytes, which may say an orientation. The decoders raise CorruptObject for contents that do not decode.
     """
     if decode == "bytes":
-        return None
+        return None if part in MEMBERS else bytes
     if part == "image":
+        if decode == "scaled":
+            return partial(_covering, shape=shape)
         return _IMAGES[decode] if isinstance(decode, str) else decode
-    return _DECODERS.get(part, _other)
+    return _DECODERS.get(part, decode_array)
 
 
 def decode_record(content: bytes) -> dict[str, Any]:
@@ -50,13 +55,16 @@ def decode_record(content: bytes) -> dict[str, Any]:
     return record
 
 
-def _picture(content: bytes) -> Image:
+def _picture(content: bytes, shape: Shape | None = None) -> Image:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise InputError("decode='pil' needs Pillow: install dataengine[trainer], or use decode='bytes'") from error
     try:
         file = Image.open(io.BytesIO(content))
+        if shape is not None and file.format == "JPEG":
+            divisor = _divisor(file.size, shape, orientation_of(file))
+            file.draft(None, (file.width // divisor, file.height // divisor))
         picture = file.convert("RGB")
         return upright_picture(picture, orientation_of(file))  # after the pixels: EXIF may follow them
     except UnidentifiedImageError as error:
@@ -66,15 +74,31 @@ def _picture(content: bytes) -> Image:
 
 
 def _pixels(content: bytes) -> np.ndarray[Any, Any]:
-    # libjpeg-turbo without Pillow's copies, where it is installed; 10 % of a decode.
+    return _covering(content, None)
+
+
+def _covering(content: bytes, shape: Shape | None) -> np.ndarray[Any, Any]:
+    # libjpeg-turbo without Pillow's copies, where it is installed; a third of a decode.
     if content[:2] == b"\xff\xd8":
         try:
             import simplejpeg
 
-            return upright(simplejpeg.decode_jpeg(content), jpeg_orientation(content))
+            orientation, least = jpeg_orientation(content), {}
+            if shape is not None:
+                height, width = simplejpeg.decode_jpeg_header(content)[:2]
+                divisor = _divisor((width, height), shape, orientation)
+                least = {"min_width": -(-width // divisor), "min_height": -(-height // divisor)}
+            return upright(simplejpeg.decode_jpeg(content, **least), orientation)
         except (ImportError, *DECODER_FAULTS):  # CMYK and the like are left to Pillow
             pass
-    return np.asarray(_picture(content))
+    return np.asarray(_picture(content, shape))
+
+
+def _divisor(size: Shape, shape: Shape, orientation: int) -> int:
+    """What a JPEG's sides may be divided by so that the upright picture still covers `shape`."""
+    across, down = shape[::-1] if is_lying(orientation) else shape
+    ratio = min(size[0] // across, size[1] // down)
+    return next((divisor for divisor in _DIVISORS if divisor <= ratio), 1)
 
 
 def _text(content: bytes) -> str:
@@ -82,32 +106,6 @@ def _text(content: bytes) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise CorruptObject(f"txt of {len(content)} bytes is not UTF-8: {error}") from error
-
-
-def _other(content: bytes) -> Any:
-    return _array(content) if content.startswith(_NPY) else content
-
-
-def _array(content: bytes) -> np.ndarray[Any, Any]:
-    """The array of an npy file, over its bytes. Format: NumPy Enhancement Proposal 1."""
-    width = 2 if content[6:7] == b"\x01" else 4
-    begin = 8 + width
-    end = begin + int.from_bytes(content[8:begin], "little")
-    try:
-        dtype, shape, order = _npy_header(content[begin:end])
-        return np.frombuffer(content, dtype, offset=end).reshape(shape, order=order)
-    except (ValueError, SyntaxError, KeyError, TypeError) as error:
-        raise CorruptObject(f"npy of {len(content)} bytes does not parse: {error}") from error
-
-
-@lru_cache(maxsize=1024)
-def _npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
-    """(dtype, shape, order): a set of latents has one header, and parsing it costs more than reading the array."""
-    fields = ast.literal_eval(header.decode("latin-1").strip())
-    dtype = np.dtype(fields["descr"])
-    if dtype.hasobject:
-        raise ValueError("holds Python objects, which would be executed to be read")
-    return dtype, tuple(fields["shape"]), "F" if fields["fortran_order"] else "C"
 
 
 _IMAGES: dict[str, Callable[[bytes], Any]] = {"pil": _picture, "rgb": _pixels}

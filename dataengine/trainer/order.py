@@ -74,6 +74,11 @@ class StreamOrder:
     def __reduce__(self) -> tuple[type[StreamOrder], tuple[Chunks, Order, int]]:
         return StreamOrder, (self._chunks, self._order, self._stream)
 
+    @property
+    def round_draws(self) -> int:
+        """Draws of a batch of every phase: so far apart are those that come from the same lanes, one after another."""
+        return PHASES * self._order.batch
+
     def rows(self, draws: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch) of each draw: int64, as `draws`."""
         first = int(draws.min()) // self.num_rows

@@ -1,41 +1,31 @@
 """Reads rows of a dataset: key, members and, where latents lie in sibling tars, those too.
 
-In go row numbers; out come `Raw` samples or the error that each met, named by shard, key or place. It decodes nothing
-and replaces nothing.
+In go row numbers; out come their shards, and `Raw` samples or the error that each met, named by shard, key or place.
+It decodes nothing and replaces nothing.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dataengine.errors import ConfigError, CorruptObject, StorageError
 from dataengine.storage.store import Root
 from dataengine.trainer.cache import Cache
 from dataengine.trainer.fetch import Fetcher, Patience
 from dataengine.trainer.hashes import Hashes
-from dataengine.trainer.index import Shards
+from dataengine.trainer.index import Shard, Shards
 from dataengine.trainer.manifest import Version
-from dataengine.trainer.tarset import LocalTars, RemoteTars, Sample, Tars
+from dataengine.trainer.tarset import MEMBERS, Content, LocalTars, Raw, RemoteTars, Tars
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MEMBERS = ("image", "txt", "json")
 MAIN = ""
-
-
-class Raw(NamedTuple):
-    """A sample as it lies in the tar: `row` is its number, `members` map part → bytes."""
-
-    row: int
-    key: str
-    shard: int
-    members: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -82,14 +72,15 @@ class SampleReader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._sets = {part: _open_set(source, folder) for part, folder in source.folders().items()}
-        self._is_plain = tuple(self._sets) == (MAIN,) and source.hashes is None
+        self._sets = {part: _open_set(source, part, folder) for part, folder in source.folders().items()}
         self._is_remote = not source.is_local
+        is_alone = len(self._sets) == 1 and source.hashes is None and not self._is_remote
+        self._alone = next(iter(self._sets.values())) if is_alone else None
         self._wanted = frozenset(source.parts)
         self._hashes = source.hashes
 
-    def read(self, rows: NDArray[np.int64]) -> list[Raw | StorageError]:
-        """Each row's sample, or what is wrong with it, in the order asked for.
+    def read(self, rows: NDArray[np.int64]) -> tuple[list[Shard], Iterator[Raw | StorageError]]:
+        """Each row's shard, and its sample or what is wrong with it, in the order asked for, read when it is asked for.
 
         Raises ConfigError in a fork of the process that opened an object store: the client's threads are not in it, and
         it would wait for ever.
@@ -99,25 +90,33 @@ class SampleReader:
                 f"{self._source.version.root.url}: read in a forked process, which an object store's client does not "
                 "survive; give the loader multiprocessing_context='forkserver'"
             )
-        shards, places = (numbers.tolist() for numbers in self._source.shards.locate(rows))
-        asked = list(zip(shards, places, strict=True))
-        found: list[Raw | StorageError] = []
-        parts, known = tuple(self._sets), self._source.shards.shards
+        shards, asked = self._located(rows)
         samples = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
-        for row, place, of_sets in zip(rows.tolist(), asked, samples, strict=True):
-            if (
-                self._is_plain
-                and type(of_sets[0]) is tuple
-                and self._wanted <= of_sets[0][1].keys()
-                and known[place[0]].min_key <= of_sets[0][0] <= known[place[0]].max_key
-            ):
-                found.append(Raw(row, of_sets[0][0], place[0], of_sets[0][1]))
-                continue
-            sample = self._joined(row, place, parts, of_sets)
-            if type(sample) is CorruptObject:
-                sample = self._again(row, place, sample)
-            found.append(sample)
-        return found
+        return shards, map(self._sound, rows.tolist(), asked, samples)
+
+    def read_plainly(self, rows: NDArray[np.int64]) -> tuple[list[Shard], Iterator[Raw | StorageError]]:
+        """The same for an `is_plain` reader, in half of the time: but samples may lack parts, and errors say little.
+
+        `read` the rows again where anything is wrong.
+        """
+        assert self._alone is not None
+        shards, asked = self._located(rows)
+        return shards, self._alone.read(asked)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all lies in one set of local tars, and nothing is compared with the manifest."""
+        return self._alone is not None
+
+    def _located(self, rows: NDArray[np.int64]) -> tuple[list[Shard], list[tuple[int, int]]]:
+        """Each row's shard, and (number of the shard, place in it)."""
+        numbers, places = (found.tolist() for found in self._source.shards.locate(rows))
+        known = self._source.shards.shards
+        return [known[number] for number in numbers], list(zip(numbers, places, strict=True))
+
+    def _sound(self, row: int, place: tuple[int, int], of_sets: Sequence[Raw | StorageError]) -> Raw | StorageError:
+        sample = self._joined(row, place, of_sets)
+        return self._again(row, place, sample) if type(sample) is CorruptObject else sample
 
     def describe(self, shard: int, place: int) -> str:
         """`shard ..., sample ...`, for messages."""
@@ -130,32 +129,26 @@ class SampleReader:
             for tars in self._sets.values():
                 tars.forget(*place)
             of_sets = [next(tars.read([place])) for tars in self._sets.values()]
-            sample = self._joined(row, place, tuple(self._sets), of_sets)
+            sample = self._joined(row, place, of_sets)
             if type(sample) is not CorruptObject:
                 break
         return sample
 
-    def _joined(
-        self, row: int, place: tuple[int, int], parts: tuple[str, ...], samples: Sequence[Sample | StorageError]
-    ) -> Raw | StorageError:
+    def _joined(self, row: int, place: tuple[int, int], samples: Sequence[Raw | StorageError]) -> Raw | StorageError:
         """One sample out of what each set of tars holds of it."""
         key, image = "", None
-        members: dict[str, bytes] = {}
-        for part, sample in zip(parts, samples, strict=True):
+        members: dict[str, Content] = {}
+        for part, sample in zip(self._sets, samples, strict=True):
             if isinstance(sample, StorageError):
                 return type(sample)(f"{self.describe(*place)}{f' of {part}' if part else ''}: {sample}")
             found, of_set = sample
-            shard = self._source.shards.shards[place[0]]
-            if not shard.min_key <= found <= shard.max_key:
-                strange = f"holds key {found!r}, its shard keys from {shard.min_key} to {shard.max_key}"
-                return self._corrupt(place, part, strange)
             if key and found != key:
                 return self._corrupt(place, part, f"holds key {found!r}, the dataset {key!r}")
             key = found
             if part == MAIN:
-                members, image = of_set, of_set.get("image")
+                members, image = dict(of_set), of_set.get("image")
             else:
-                members[part] = next(iter(of_set.values()))
+                members[part] = of_set[part]
         if not self._wanted <= members.keys():
             missing = sorted(self._wanted - members.keys())
             if extra := [part for part in missing if part not in MEMBERS]:
@@ -168,15 +161,15 @@ class SampleReader:
             fault = self._hashes.fault(row, key, image)
             if fault is not None:
                 return self._corrupt(place, MAIN, fault)
-        return Raw(row, key, place[0], members)
+        return key, members
 
     def _corrupt(self, place: tuple[int, int], part: str, fault: str) -> CorruptObject:
         where = f"{self.describe(*place)}{f' of {part}' if part else ''}"
         return CorruptObject(f"{where}: {fault}; run `dataengine verify` on the dataset, and copy the shard again")
 
 
-def _open_set(source: Source, folder: str | None) -> LocalTars | RemoteTars:
-    root, tars = source.root_of(folder), Tars(source.shards.shards, is_sibling=folder is not None)
+def _open_set(source: Source, part: str, folder: str | None) -> LocalTars | RemoteTars:
+    root, tars = source.root_of(folder), Tars(source.shards.shards, part)
     if root.local_path("") is not None:
         return LocalTars(root, tars)
     return RemoteTars(root, tars, Fetcher(root, source.patience, source.cache))

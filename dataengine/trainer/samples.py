@@ -1,13 +1,13 @@
 """Makes samples of what was read: members decoded, caption chosen, picture fitted, transform applied.
 
-In go `Raw` samples with the epoch that each is drawn in; out come samples or whole columns. Everything random about a
-sample is drawn from (seed, epoch, key), so it is the same whatever worker makes it.
+In go `Raw` samples with their shards and the epoch that each is drawn in; out come samples or whole columns. Everything
+random about a sample is drawn from (seed, epoch, key), so it is the same whatever worker makes it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from dataengine.errors import CorruptObject
+from dataengine.errors import CorruptObject, StorageError
+from dataengine.trainer.arrays import ArrayColumn, decode_array
 from dataengine.trainer.buckets import Shape, fit
 from dataengine.trainer.captions import Caption
 from dataengine.trainer.collate import stack
 from dataengine.trainer.decode import Decode, decode_record, decoder
-from dataengine.trainer.index import Shards
-from dataengine.trainer.reader import Raw
+from dataengine.trainer.index import Shard
+from dataengine.trainer.tarset import Content, Raw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,6 @@ def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
 class SampleMaker:
     """How samples are made of members. May be sent to other processes if `transform` and `decode` may."""
 
-    shards: Shards
     parts: tuple[str, ...]
     decode: Decode
     seed: int
@@ -61,15 +61,22 @@ class SampleMaker:
         return len(needed) >= 2
 
     def sample(
-        self, raw: Raw, epoch: int, shape: Shape | None = None, *, replaced: bool = False, pad: bool | None = None
+        self,
+        raw: Raw,
+        shard: Shard,
+        epoch: int,
+        shape: Shape | None = None,
+        *,
+        replaced: bool = False,
+        pad: bool | None = None,
     ) -> Any:
         """One sample as the user gets it; `shape` is its bucket's. Raises CorruptObject if a member does not decode.
 
         `replaced` says that it stands in for a corrupt one, `pad`, where batches are padded, that it fills one up.
         """
-        shard = self.shards.shards[raw.shard]
+        key, members = raw
         sample: Sample = {
-            "__key__": raw.key,
+            "__key__": key,
             "__source__": shard.source,
             "__shard__": shard.name,
             "__epoch__": epoch,
@@ -79,23 +86,21 @@ class SampleMaker:
             sample["__pad__"] = pad
         try:
             for part in self.parts:
-                decode = decoder(part, self.decode)
-                sample[part] = raw.members[part] if decode is None else decode(raw.members[part])
+                decode = decoder(part, self.decode, shape)
+                sample[part] = members[part] if decode is None else decode(members[part])
             if self.caption is not None:
-                record = decode_record(raw.members["json"])
-                chosen = self.caption.choose(record, raw.key, self.seed, epoch)
+                record = decode_record(bytes(members["json"]))
+                chosen = self.caption.choose(record, key, self.seed, epoch)
                 sample["caption"], sample["__caption__"] = chosen
         except CorruptObject as error:
-            raise CorruptObject(f"shard {shard.name}, key {raw.key}: {error}") from error
+            raise CorruptObject(f"shard {shard.name}, key {key}: {error}") from error
         if shape is not None:
             sample["__bucket__"] = shape
             if hasattr(sample.get("image"), "resize"):
-                sample["image"] = _fitted(sample["image"], shape)
+                sample["image"] = fit(sample["image"], shape)  # arrays stack, and travel cheaply
         if self.transform is None:
             return sample
-        return (
-            self.transform(sample, sample_rng(self.seed, epoch, raw.key)) if self.wants_rng else self.transform(sample)
-        )
+        return self.transform(sample, sample_rng(self.seed, epoch, key)) if self.wants_rng else self.transform(sample)
 
     @property
     def is_plain(self) -> bool:
@@ -103,32 +108,57 @@ class SampleMaker:
         return self.transform is None and self.caption is None
 
     def columns(
-        self, raws: Sequence[Raw], epochs: NDArray[np.int64], padding: NDArray[np.bool_] | None
+        self,
+        shards: Sequence[Shard],
+        raws: Iterable[Raw | StorageError],
+        *,
+        epochs: NDArray[np.int64],
+        padding: NDArray[np.bool_] | None,
     ) -> dict[str, Any]:
-        """The batch that collated `sample`s would be, without a dict for each. Raises CorruptObject like `sample`."""
-        shards = self.shards.shards
+        """The batch that collated `sample`s would be, without a dict for each.
+
+        Raises the first error among `raws`, KeyError where one lacks a part, and CorruptObject like `sample`.
+        """
+        decoders = {part: decoder(part, self.decode) for part in self.parts}
+        arrays = {part: ArrayColumn(len(shards)) for part, decode in decoders.items() if decode is decode_array}
+        keys, contents = _sound(raws, [part for part in self.parts if part not in arrays], arrays)
         batch: dict[str, Any] = {
-            "__key__": [raw.key for raw in raws],
-            "__source__": [shards[raw.shard].source for raw in raws],
-            "__shard__": [shards[raw.shard].name for raw in raws],
+            "__key__": keys,
+            "__source__": [shard.source for shard in shards],
+            "__shard__": [shard.name for shard in shards],
             "__epoch__": epochs,
-            "__replaced__": np.zeros(len(raws), dtype=np.bool_),
+            "__replaced__": np.zeros(len(shards), dtype=np.bool_),
         }
         if padding is not None:
             batch["__pad__"] = padding
-        for part in self.parts:
-            decode = decoder(part, self.decode)
-            members = [raw.members[part] for raw in raws]
-            batch[part] = members if decode is None else stack([decode(member) for member in members])
+        for part, decode in decoders.items():
+            if part in arrays:
+                batch[part] = arrays[part].value
+            elif decode is None:
+                batch[part] = contents[part]
+            else:
+                batch[part] = stack([decode(content) for content in contents[part]])
         return batch
 
 
+def _sound(
+    raws: Iterable[Raw | StorageError], parts: Sequence[str], arrays: Mapping[str, ArrayColumn]
+) -> tuple[list[str], dict[str, list[Content]]]:
+    """Keys of all of `raws`, and contents of `parts`; members that are arrays are added to their columns."""
+    added = [(part, column.add) for part, column in arrays.items()]
+    keys = []
+    contents: dict[str, list[Content]] = {part: [] for part in parts}
+    kept = [(part, found.append) for part, found in contents.items()]
+    for raw in raws:
+        if not isinstance(raw, tuple):
+            raise raw
+        key, members = raw
+        keys.append(key)
+        for part, add in added:
+            add(members[part])
+        for part, keep in kept:
+            keep(members[part])
+    return keys, contents
+
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def _fitted(image: Any, shape: Shape) -> np.ndarray[Any, Any]:
-    """The picture, fitted, as uint8 [height, width, 3]: batches of one shape stack, and bytes travel cheaply."""
-    from PIL import Image
-
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    return np.asarray(fit(picture, shape))

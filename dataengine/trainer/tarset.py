@@ -11,8 +11,9 @@ import os
 import resource
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
@@ -25,16 +26,24 @@ from dataengine.trainer.index import Shard
 
 _PLACE = struct.Struct("<QQ")
 _ENTRY = 8  # bytes of an index entry
+_ENTRIES = 128  # of an index that are read at once: a chunk's, which one worker reads whole
+_MAX_ENTRY_BLOCKS = 4096  # 5 MB: lanes of 512 slots, should one process read them all
 _SPARE_FILES = 256  # for everything else that the process opens
 _MANY_FILES = 65_536
 _READERS = 8  # threads that read in one process, each with files of its own
 _PARTS = {**dict.fromkeys((b"jpg", b"jpeg", b"png", b"webp"), "image"), b"txt": "txt", b"json": "json", b"npy": "npy"}
 INDEX = ".idx"
+MEMBERS = ("image", "txt", "json")
+"""Of every sample; others have some."""
+_NAME = 100  # bytes of a header that hold a name
 _MAX_TAR_BYTES = 2**40  # of a tar whose size the manifest does not tell
-_HEADER = struct.Struct("100s24x11s122x5s").unpack_from  # name, size, magic
 
-Sample = tuple[str, dict[str, bytes]]
-"""Key, and member → content."""
+_ADVICE = "run `dataengine verify` on the dataset, and copy the shard again"
+
+Content = bytes | memoryview
+Raw = tuple[str, Mapping[str, Content]]
+"""A sample as it lies in the tar: key, and member → content. What siblings hold beyond MEMBERS are views of what was
+read, so a latent is copied once, to where its batch is stacked."""
 
 
 class Tar(NamedTuple):
@@ -46,20 +55,42 @@ class Tar(NamedTuple):
 
 @dataclass(frozen=True)
 class Tars:
-    """A tar per shard: the shards themselves, or those of the same names that lie directly under the root.
+    """A tar per shard: the shards themselves, or those of the same names that lie directly under the root: siblings,
+    which hold `part`.
 
     Made when it is asked for: to look at all 3,072 would copy a megabyte into every worker that was forked.
     """
 
     shards: Sequence[Shard]
-    is_sibling: bool = False
+    part: str = ""
 
     def __len__(self) -> int:
         return len(self.shards)
 
     def __getitem__(self, number: int) -> Tar:
         shard = self.shards[number]
-        return Tar(f"{shard.name}.tar") if self.is_sibling else Tar(shard.path, shard.nbytes)
+        return Tar(f"{shard.name}.tar") if self.part else Tar(shard.path, shard.nbytes)
+
+    def parsed(self, number: int, content: bytes) -> Raw | CorruptObject:
+        """The sample that `content` of a tar is, or what is wrong with it: its key lies within its shard's."""
+        try:
+            sample = parse_sample(content, self.part)
+        except ValueError as error:
+            return CorruptObject(f"{error}; {_ADVICE}")
+        shard = self.shards[number]
+        if not shard.min_key <= sample[0] <= shard.max_key:
+            strange = f"holds key {sample[0]!r}, its shard keys from {shard.min_key} to {shard.max_key}"
+            return CorruptObject(f"{strange}; {_ADVICE}")
+        return sample
+
+
+class _Entries:
+    """Entries of an index, and how many of them an epoch has not asked for yet: after the last one they may go."""
+
+    __slots__ = ("content", "left")
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.left = content, _ENTRIES
 
 
 class LocalTars:
@@ -69,34 +100,34 @@ class LocalTars:
         self._root, self._tars = root, tars
         self._open: OrderedDict[int, tuple[int, int, int]] = OrderedDict()
         self._max_open = _room_for(len(tars))
+        self._entries: OrderedDict[tuple[int, int], _Entries] = OrderedDict()
 
     def __del__(self) -> None:
         for *descriptors, _ in self._open.values():
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Sample | StorageError]:
+    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Raw | StorageError]:
         """Each sample (shard, place), or what is wrong with it, read when it is asked for."""
         return starmap(self._sample, places)
 
     def forget(self, shard: int, place: int) -> None:
         """Nothing is kept of local tars but that they are open."""
 
-    def _sample(self, shard: int, place: int) -> Sample | StorageError:
-        # The bytes are let go before the next ones are read, so that the allocator gives the same memory, still in the
-        # processor's cache: half of the time of reading them all and then cutting them up.
-        return _parsed(self._read(shard, place))
-
-    def _read(self, shard: int, place: int) -> bytes | StorageError:
+    def _sample(self, shard: int, place: int) -> Raw | StorageError:
         try:
             tar, index, size = self._open.get(shard) or self._opened(shard)
-            entry = os.pread(index, _PLACE.size, place * _ENTRY)
-            if len(entry) != _PLACE.size:
-                return CorruptObject(f"{self._address(shard)}{INDEX}: has no entry {place}; copy it again")
-            begin, end = _PLACE.unpack(entry)
+            number = shard, place // _ENTRIES
+            entries = self._entries.get(number) or self._load(index, number)
+            begin, end = _PLACE.unpack_from(entries.content, place % _ENTRIES * _ENTRY)
+            entries.left -= 1
+            if not entries.left:
+                del self._entries[number]
             if not begin < end <= size:
                 return CorruptObject(_misplaced(self._address(shard), place, begin, end, size))
             content = os.pread(tar, end - begin, begin)
+        except struct.error:
+            return CorruptObject(f"{self._address(shard)}{INDEX}: has no entry {place}; copy it again")
         except OSError as error:
             return StorageError(f"{self._address(shard)}: cannot read: {error.strerror}")
         except StorageError as error:
@@ -105,7 +136,16 @@ class LocalTars:
             return CorruptObject(
                 f"{self._address(shard)}: wanted {end - begin} bytes at {begin}, the file ends after {len(content)}"
             )
-        return content
+        # The bytes are let go before the next ones are read, so that the allocator gives the same memory, still in the
+        # processor's cache: half of the time of reading them all and then cutting them up.
+        return self._tars.parsed(shard, content)
+
+    def _load(self, index: int, number: tuple[int, int]) -> _Entries:
+        entries = _Entries(os.pread(index, (_ENTRIES + 1) * _ENTRY, number[1] * _ENTRIES * _ENTRY))
+        self._entries[number] = entries
+        if len(self._entries) > _MAX_ENTRY_BLOCKS:
+            self._entries.popitem(last=False)
+        return entries
 
     def _opened(self, shard: int) -> tuple[int, int, int]:
         tar = self._tars[shard]
@@ -136,14 +176,18 @@ class RemoteTars:
     def __init__(self, root: Root, tars: Tars, fetcher: Fetcher) -> None:
         self._root, self._tars, self._fetcher = root, tars, fetcher
 
-    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Sample | StorageError]:
+    def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Raw | StorageError]:
         """Each sample (shard, place), or what is wrong with it."""
         entries = self._fetcher.entries([self._entry(*place) for place in places])
         found = [self._range(place, entry) for place, entry in zip(places, entries, strict=True)]
         ranges = [one for one in found if isinstance(one, tuple)]
         sizes = [self._tars[shard].nbytes for (shard, _), one in zip(places, found, strict=True) if type(one) is tuple]
         contents = iter(self._fetcher.ranges(ranges, sizes))
-        return (_parsed(next(contents)) if isinstance(one, tuple) else one for one in found)
+        read = (next(contents) if isinstance(one, tuple) else one for one in found)
+        return (
+            one if isinstance(one, StorageError) else self._tars.parsed(shard, one)
+            for (shard, _), one in zip(places, read, strict=True)
+        )
 
     def forget(self, shard: int, place: int) -> None:
         """Drop what is kept of a sample that held wrong bytes, and of where it lies."""
@@ -170,39 +214,55 @@ def _misplaced(address: str, place: int, begin: int, end: int, nbytes: int | Non
     return f"{address}{INDEX}: has sample {place} at bytes {begin} to {end}{of}; copy the shard again"
 
 
-def _parsed(content: bytes | StorageError) -> Sample | StorageError:
-    if isinstance(content, StorageError):
-        return content
-    try:
-        return parse_sample(content)
-    except ValueError as error:
-        return CorruptObject(f"{error}; run `dataengine verify` on the dataset, and copy the shard again")
-
-
-def parse_sample(content: bytes) -> Sample:
+def parse_sample(content: bytes, part: str = "") -> Raw:
     """(key, member → content) of one sample's bytes, from its first header to the end of its last padding.
 
-    `image` stands for jpg, jpeg, png and webp; other members are called by their extension. Raises ValueError when they
-    are no run of ustar members of one key that ends with the bytes.
+    `image` stands for jpg, jpeg, png and webp; other members are called by their extension. With `part` only the first
+    member counts, and is called by it. Raises ValueError when they are no run of ustar members of one key that
+    ends with the bytes.
     """
-    members: dict[str, bytes] = {}
-    key, begin, end = b"", 0, len(content)
+    members: dict[str, Content] = {}
+    key_bytes = content.find(b".", 0, _NAME)
+    key, begin, end = content[:key_bytes], 0, len(content)
+    if key_bytes < 1 or end % BLOCK:
+        raise ValueError(f"begins with no member's name, or ends at byte {end}, within a block")
+    fields = _fields(key_bytes)
     while begin < end:
-        name, size, magic = _HEADER(content, begin) if begin + BLOCK <= end else (b"", b"", b"")
+        stem, ending, size, magic = fields(content, begin)
         if magic != b"ustar":
             raise ValueError(f"no ustar header at byte {begin} of the sample")
-        stem, _, extension = name.rstrip(b"\0").partition(b".")
         if stem != key:
-            if key:
-                raise ValueError(f"member {name!r} beside key {key!r}")
-            key = stem
+            raise ValueError(f"member {_name(stem + ending)!r} beside key {key!r}")
         nbytes = int(size, 8)
         begin += BLOCK
-        members[_PARTS.get(extension) or extension.decode("ascii")] = content[begin : begin + nbytes]
-        begin += (nbytes + BLOCK - 1) // BLOCK * BLOCK
-    if begin != end or not key:
+        if not part:
+            members[_member(ending)] = content[begin : begin + nbytes]
+        elif not members:
+            whole = content if part in MEMBERS else memoryview(content)
+            members[part] = whole[begin : begin + nbytes]
+        begin += nbytes + -nbytes % BLOCK
+    if begin != end:
         raise ValueError(f"its last member ends at byte {begin}, the index says {end}")
     return key.decode("ascii"), members
+
+
+@cache
+def _fields(key_bytes: int) -> Callable[[bytes, int], tuple[bytes, bytes, bytes, bytes]]:
+    """What unpacks a header of a key of so many bytes: key, the rest of the name, size, magic."""
+    return struct.Struct(f"{key_bytes}s{_NAME - key_bytes}s24x11s122x5s").unpack_from
+
+
+@lru_cache(maxsize=256)
+def _member(ending: bytes) -> str:
+    """The member that a name's ending, its dot and its zeros included, stands for."""
+    dot, extension = ending[:1], _name(ending[1:])
+    if dot != b"." or not extension:
+        raise ValueError(f"a member's name ends with {_name(ending)!r}, wanted a dot and an extension")
+    return _PARTS.get(extension) or extension.decode("ascii")
+
+
+def _name(field: bytes) -> bytes:
+    return field.rstrip(b"\0")
 
 
 def _opened_file(path: Path) -> int:

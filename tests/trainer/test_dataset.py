@@ -115,6 +115,7 @@ def test_a_mixture_names_sources_or_conditions(published: Path) -> None:
         ({"parts": ()}, "parts"),
         ({"parts": "image"}, "parts='image'"),
         ({"decode": "cv2"}, "decode='cv2'"),
+        ({"decode": "scaled"}, "to cover which shape"),
         ({"split": "test"}, "split='test'"),
         ({"mixture": {"gamma": 1}}, r"\['gamma'\]; wanted some of \['alpha', 'beta'\]"),
         ({"mixture": {"alpha": -1, "beta": 1}}, "weights"),
@@ -259,6 +260,14 @@ def test_another_index_is_noticed(broken: Path) -> None:
             drain(broken, mixture={"beta": 1})
 
 
+def test_samples_may_be_read_again_and_again(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs", {"alpha": (300, 129)})
+    dataset = ShardDataset(folder, parts=("txt",), decode="bytes")
+    places = [*range(429), *range(428, -1, -1), *[127, 128, 299, 300, 428] * 200]
+    by_place = [sample["__key__"] for sample in dataset]
+    assert [sample["__key__"] for sample in dataset.__getitems__(places)] == [by_place[place] for place in places]
+
+
 @pytest.mark.parametrize("entry", [0, 2**40, 2**63, 2**64 - 1])
 def test_an_index_beyond_its_tar_is_named(broken: Path, entry: int) -> None:
     """Nothing of that size is read, or asked of the system."""
@@ -387,7 +396,7 @@ def test_buckets_are_assigned_without_opening_a_sample(tmp_path: Path) -> None:
     assert [round(row["crop_loss"], 3) for row in dataset.view.fitting] == [0, 0, 0, 0.375]
     for away in folder.rglob("*.away"):
         away.rename(away.with_suffix(".tar"))
-    for sample in dataset:
+    for sample in (*dataset, *ShardDataset(folder, parts=("image",), buckets=buckets, decode="scaled")):
         width, height = sample["__bucket__"]
         assert sample["image"].shape == (height, width, 3)
 

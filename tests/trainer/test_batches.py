@@ -1,0 +1,66 @@
+"""What a worker is asked for next is placed ahead, and changes nothing about which rows it draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataengine.trainer import DataLoader, ShardDataset
+from dataengine.trainer.batches import BatchMaker
+from dataengine.trainer.loader import Tail
+from tests.trainer.publishing import publish
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(tmp_path_factory.mktemp("batches") / "pairs", {"alpha": (400, 300), "beta": (200,)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.sampled_from([4, 8, 12, 64]),
+    ranks=st.sampled_from([1, 2, 4]),
+    skipped=st.integers(0, 40),
+    stride=st.integers(1, 9),
+    tail=st.sampled_from(["carry", "drop", "pad"]),
+    mixed=st.booleans(),
+)
+def test_rows_are_those_of_the_plan(
+    corpus: Path, batch: int, ranks: int, skipped: int, stride: int, tail: Tail, mixed: bool
+) -> None:
+    dataset = ShardDataset(corpus, seed=5, mixture={"alpha": 2, "beta": 1} if mixed else None)
+    loader = DataLoader(
+        dataset, global_batch_size=batch, tail=tail if not mixed else "carry", rank=ranks - 1, world_size=ranks
+    )
+    plan = loader._batch_plan()
+    maker, ticket, point = BatchMaker(plan), None, loader._schedule.start()
+    for _ in range(skipped):
+        _, point = loader._schedule.step(point)
+    for _ in range(60):
+        ticket, point = loader._schedule.step(point)
+        for _ in range(stride - 1):  # a worker's next batch
+            _, point = loader._schedule.step(point)
+        draws = plan.draws(ticket)
+        for found, wanted in zip(maker._rows(draws), plan.rows(draws), strict=True):
+            assert found.tolist() == wanted.tolist()
+
+
+def test_rows_are_placed_ahead_at_all(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = DataLoader(ShardDataset(corpus), global_batch_size=4)
+    plan = loader._batch_plan()
+    maker, point, calls = BatchMaker(plan), loader._schedule.start(), 0
+    rows = plan.orders[0].rows
+
+    def counted(draws):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        return rows(draws)
+
+    monkeypatch.setattr(plan.orders[0], "rows", counted)
+    for _ in range(200):
+        ticket, point = loader._schedule.step(point)
+        maker._rows(plan.draws(ticket))
+    assert calls < 25
