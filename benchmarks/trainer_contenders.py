@@ -3,14 +3,17 @@
 python -m benchmarks.trainer_contenders NAME TIER WORKERS CORPUS
 
 Every contender hands over batches of 64 in its own shuffled order. Tiers: T0 image bytes; T1 image, txt and json bytes;
-T2 decoded; T3 decoded at 256 × 256, stacked; T5 latents. Whatever is imported before the clock starts is what a
-training script has imported anyway: torch, and the contender.
+T2 decoded; T3 and T4 decoded at 256 × 256, stacked; T5 latents. Peers and "ours" decode by one function, Pillow's
+reduced decoding and its bilinear filter; "ours, bucket" by the reader's own, with a bucket of that shape and
+decode="rgb", and "ours, scaled" with decode="scaled". Whatever is imported before the clock starts is what a training
+script has imported anyway: torch, and the contender.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import resource
 import sys
@@ -121,29 +124,65 @@ def bare(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
     return lambda: torch_loader(dataset, workers, shuffle=True)
 
 
-def in_memory(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
-    """The work alone: bytes that lie in memory, no reader, one process."""
-    assert not workers
-    dataset, work = Bare(corpus, "T1"), Work(tier)
+def in_memory(corpus: Path, tier: str, workers: int, work: Work | None = None) -> Callable[[], Iterable[Any]]:
+    """The work alone: bytes that lie in memory, no reader; with two workers, two processes that do it side by side."""
+    dataset, work = Bare(corpus, "T1"), work or Work(tier)
     contents = [dataset[number] for number in range(min(256, len(dataset)))]
 
-    def batches() -> Iterator[Any]:
-        for begin in range(0, len(dataset), BATCH):
-            numbers = range(begin, min(begin + BATCH, len(dataset)))
+    def batches(begin: int = 0, step: int = BATCH) -> Iterator[Any]:
+        for first in range(begin, len(dataset), step):
+            numbers = range(first, min(first + BATCH, len(dataset)))
             yield stack([work(*contents[number % len(contents)]) for number in numbers])
 
-    return batches
+    def side_by_side() -> Iterator[Any]:
+        counts = multiprocessing.get_context("fork").SimpleQueue()
+        for number in range(workers):
+            if not os.fork():
+                counts.put(sum(len(batch[0]) for batch in batches(number * BATCH, workers * BATCH)))
+                os._exit(0)
+        for _ in range(workers):
+            yield [range(counts.get())]
+        for _ in range(workers):
+            os.wait()
+
+    return side_by_side if workers else batches
 
 
-def ours(corpus: Path, tier: str, workers: int, kind: Any = "process") -> Callable[[], Iterable[Any]]:
-    from dataengine.trainer import DataLoader, ShardDataset
+class BucketWork(Work):
+    """What ours makes of a picture where a bucket says its shape."""
+
+    def __init__(self, tier: str, decode: str) -> None:
+        from dataengine.trainer.decode import decoder
+        from dataengine.trainer.fit import fit
+
+        super().__init__(tier)
+        self.decode, self.fit = decoder("image", decode, (SIDE, SIDE)), fit
+
+    def __call__(self, image: bytes, txt: Any = b"", record: Any = b"") -> tuple[Any, ...]:
+        return self.fit(self.decode(image), (SIDE, SIDE)), txt
+
+
+def in_memory_bucket(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
+    return in_memory(corpus, tier, workers, BucketWork(tier, "rgb"))
+
+
+def in_memory_scaled(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
+    return in_memory(corpus, tier, workers, BucketWork(tier, "scaled"))
+
+
+def ours(
+    corpus: Path, tier: str, workers: int, kind: Any = "process", bucket_decode: Any = None
+) -> Callable[[], Iterable[Any]]:
+    from dataengine.trainer import Buckets, DataLoader, ShardDataset
 
     parts = {"T0": ("image",), "T1": ("image", "txt", "json"), "T5": ("latent",)}.get(tier, ("image", "txt"))
     how: Any = {"T2": decode, "T3": decode_small, "T4": decode_small, "T5": "pil"}.get(tier, "bytes")
     siblings = {"latent": "latents"} if tier == "T5" else None
+    buckets = Buckets(((SIDE, SIDE),)) if bucket_decode else None
 
     def batches() -> Iterator[Any]:
-        dataset = ShardDataset(corpus, parts=parts, decode=how, siblings=siblings, seed=1)
+        decode = bucket_decode or how
+        dataset = ShardDataset(corpus, parts=parts, decode=decode, siblings=siblings, seed=1, buckets=buckets)
         loader = DataLoader(dataset, global_batch_size=BATCH, num_workers=workers, workers=kind, prefetch_batches=4)
         for batch in loader:
             yield [batch[part] for part in parts]
@@ -153,6 +192,18 @@ def ours(corpus: Path, tier: str, workers: int, kind: Any = "process") -> Callab
 
 def ours_threads(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
     return ours(corpus, tier, workers, "thread")
+
+
+def ours_bucket(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
+    return ours(corpus, tier, workers, bucket_decode="rgb")
+
+
+def ours_bucket_threads(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
+    return ours(corpus, tier, workers, "thread", bucket_decode="rgb")
+
+
+def ours_scaled(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
+    return ours(corpus, tier, workers, bucket_decode="scaled")
 
 
 def webdataset(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
@@ -272,9 +323,14 @@ def huggingface(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[
 
 CONTENDERS: dict[str, Callable[[Path, str, int], Callable[[], Iterable[Any]]]] = {
     "in memory": in_memory,
+    "in memory, bucket": in_memory_bucket,
+    "in memory, scaled": in_memory_scaled,
     "bare": bare,
     "ours": ours,
     "ours, threads": ours_threads,
+    "ours, bucket": ours_bucket,
+    "ours, bucket, threads": ours_bucket_threads,
+    "ours, scaled": ours_scaled,
     "webdataset": webdataset,
     "open_clip": open_clip,
     "streaming": streaming,
@@ -346,7 +402,7 @@ def main() -> None:
         return
     import torch.utils.data  # noqa: F401 - a training script has it
 
-    if name.startswith("ours"):
+    if "ours" in name:
         import dataengine.trainer.loader  # noqa: F401
     print(json.dumps(measure(CONTENDERS[name](corpus, tier, workers))))
 

@@ -1,7 +1,7 @@
 """Aspect buckets: which of a few shapes each picture is trained at, decided from the manifest's widths and heights.
 
 In go widths and heights; out come bucket numbers and what fitting costs: how much is cut off, and how much is scaled
-up. Nearest in log ratio, as NovelAI's aspect ratio bucketing does it.
+up. fit.py does it. Nearest in log ratio, as NovelAI's aspect ratio bucketing does it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataengine.trainer.ranks import MAX_BATCH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from PIL.Image import Image
 
 Shape = tuple[int, int]
 """Width, height."""
@@ -106,22 +105,6 @@ class Buckets:
                 }
             )
         return table
-
-
-def fit(image: Image | NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
-    """The picture scaled to cover `shape` and cut to it around its middle: uint8 [height, width, 3]."""
-    from PIL import Image
-
-    width, height = shape
-    across, down = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
-    scale = max(width / across, height / down)
-    left, top = (across - width / scale) / 2, (down - height / scale) / 2
-    if scale == 1:  # whole pixels: half of one aside, a filter would blur them
-        return np.asarray(image)[int(top) : int(top) + height, int(left) : int(left) + width]
-    box = max(0.0, left), max(0.0, top), min(across, left + width / scale), min(down, top + height / scale)
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-    # reducing_gap lets Pillow shrink by whole factors first: half the time, and no visible difference at 2 or more.
-    return np.asarray(picture.resize(shape, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
 
 
 def _checked(shapes: Any) -> tuple[Shape, ...]:

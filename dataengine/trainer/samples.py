@@ -17,10 +17,11 @@ import xxhash
 
 from dataengine.errors import CorruptObject, StorageError
 from dataengine.trainer.arrays import ArrayColumn, decode_array
-from dataengine.trainer.buckets import Shape, fit
+from dataengine.trainer.buckets import Shape
 from dataengine.trainer.captions import Caption
 from dataengine.trainer.collate import stack
 from dataengine.trainer.decode import Decode, decode_record, decoder
+from dataengine.trainer.fit import fit
 from dataengine.trainer.index import Shard
 from dataengine.trainer.tarset import Content, Raw
 

@@ -7,14 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from dataengine.errors import CorruptObject
 from dataengine.imaging import decode_rgb
 from dataengine.orientation import orientation_of
-from dataengine.trainer.buckets import fit
 from dataengine.trainer.decode import decoder
 
 PIL, RGB = decoder("image", "pil"), decoder("image", "rgb")
@@ -115,22 +112,3 @@ def test_scaled_says_what_does_not_decode(content: bytes) -> None:
     assert decode is not None
     with pytest.raises(CorruptObject, match="does not decode"):
         decode(content)
-
-
-@pytest.mark.parametrize("how", ["pil", "rgb"])
-@pytest.mark.parametrize(("shape", "left", "top"), [((101, 101), 64, 0), ((230, 50), 0, 25), ((230, 101), 0, 0)])
-def test_a_picture_of_the_right_scale_is_cut_and_not_filtered(
-    how: str, shape: tuple[int, int], left: int, top: int
-) -> None:
-    picture = {"pil": PIL, "rgb": RGB}[how](photo())
-    width, height = shape
-    np.testing.assert_array_equal(fit(picture, shape), np.asarray(picture)[top : top + height, left : left + width])
-
-
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
-def test_fitting_gives_the_shape(width: int, height: int, across: int, down: int) -> None:
-    pixels = np.full((height, width, 3), 77, np.uint8)
-    found = fit(pixels, (across, down))
-    assert found.shape == (down, across, 3)
-    assert found.dtype == np.uint8
-    assert (found == 77).all()

@@ -1,0 +1,62 @@
+"""Pictures are fitted to the middle, by one filter whoever computes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataengine.trainer import fit as fitting
+from dataengine.trainer.fit import fit
+
+SIDES = st.integers(1, 60)
+
+
+@pytest.mark.parametrize(("shape", "left", "top"), [((101, 101), 64, 0), ((230, 50), 0, 25), ((230, 101), 0, 0)])
+@pytest.mark.parametrize("is_picture", [False, True])
+def test_a_picture_of_the_right_scale_is_cut_and_not_filtered(
+    shape: tuple[int, int], left: int, top: int, is_picture: bool
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (101, 230, 3), np.uint8)
+    width, height = shape
+    found = fit(Image.fromarray(pixels) if is_picture else pixels, shape)
+    np.testing.assert_array_equal(found, pixels[top : top + height, left : left + width])
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES, st.booleans())
+def test_fitting_gives_the_shape(width: int, height: int, across: int, down: int, with_torch: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if not with_torch:
+            patch.setattr(fitting, "_torch", lambda: None)
+        found = fit(np.full((height, width, 3), 77, np.uint8), (across, down))
+    assert found.shape == (down, across, 3)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert (found == 77).all()
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 99))
+def test_torch_and_pillow_agree(width: int, height: int, across: int, down: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    by_torch = fit(pixels, (across, down)).astype(int)  # noise: both round twice
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "_torch", lambda: None)
+        by_pillow = fit(pixels, (across, down)).astype(int)
+    assert np.abs(by_torch - by_pillow).max() <= 3
+    assert np.abs(by_torch - by_pillow).mean() < 0.5
+
+
+@pytest.mark.parametrize(("size", "shape"), [((400, 300), (100, 100)), ((300, 400), (128, 64)), ((90, 90), (256, 200))])
+def test_the_middle_is_shown(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Beside what Pillow makes of the same box, whose edges may lie within a pixel."""
+    ramp = np.add.outer(np.linspace(0, 120, size[1]), np.linspace(0, 120, size[0]))
+    pixels = np.repeat(ramp[..., None].astype(np.uint8), 3, axis=2)
+    scale = max(shape[0] / size[0], shape[1] / size[1])
+    left, top = (size[0] - shape[0] / scale) / 2, (size[1] - shape[1] / scale) / 2
+    box = (left, top, size[0] - left, size[1] - top)
+    wanted = np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BICUBIC, box=box)).astype(int)
+    assert np.abs(fit(pixels, shape) - wanted).mean() < 1
