@@ -42,7 +42,7 @@ def corpus_parser(about: str, repeat: int) -> argparse.ArgumentParser:
     """A command line that says how many rows, how often, and where corpora are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dataengine" / "benchmark"
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=_rows, default=20_000, help="samples of 20 kB, 1,000 or more")
+    parser.add_argument("--rows", type=_rows, default=40_000, help="samples of 20 kB, 1,000 or more")
     parser.add_argument("--repeat", type=int, default=repeat, help="runs of each contender; the median is taken")
     parser.add_argument("--cache", type=Path, default=cache, help="where corpora are kept")
     return parser
