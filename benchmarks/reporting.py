@@ -1,4 +1,5 @@
-"""How a benchmark reports: a table for people, one JSON line for programs, and a file under `benchmarks/results/`."""
+"""How a benchmark reports: a table for people, one JSON line for programs, and a file under `benchmarks/results/`, or
+under what DATAENGINE_BENCHMARK_RESULTS names."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("DATAENGINE_BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def report(name: str, results: dict[str, dict[str, Any]], goals: list[Goal], var
     for contender, row in results.items():
         print(f"{contender:<24}" + "".join(f"{_cell(row.get(column)):>16}" for column in columns))
     record = {"results": results, "goals": [asdict(goal) | {"met": goal.met} for goal in goals]}
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     kept = record | {"machine": _machine(), "date": datetime.now(UTC).date().isoformat(), "commit": _commit()}
     kept["command"] = " ".join(["python", "-m", f"benchmarks.{name}", *_without_paths(sys.argv[1:])])
     (RESULTS / f"{name}{variant}.json").write_text(json.dumps(kept, indent=2) + "\n")

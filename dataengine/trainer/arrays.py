@@ -57,19 +57,19 @@ class ArrayColumn:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._header, self._length, self._added = b"", -1, 0
+        self._header, self._begin, self._nbytes, self._length, self._added = b"", 0, 0, -1, 0
         self._stacked: np.ndarray[Any, Any] | None = None
         self._others: list[Any] = []
 
     def add(self, content: Content) -> None:
         """Append an array. Raises CorruptObject like `decode_array`."""
-        begin = len(self._header)
+        begin = self._begin
         if len(content) != self._length or bytes(content[:begin]) != self._header:
             self._add_other(content)
             return
-        at, nbytes = self._added, self._length - begin
-        self._memory[at : at + nbytes] = content[begin:]
-        self._added = at + nbytes
+        at = self._added
+        self._added = end = at + self._nbytes
+        self._memory[at:end] = content[begin:]
 
     @property
     def value(self) -> Any:
@@ -86,10 +86,11 @@ class ArrayColumn:
                 self._stacked = np.empty((self._count, *layout.shape), layout.dtype)
                 self._memory = self._stacked.reshape(-1).view(np.uint8).data
                 self._header, self._length = bytes(content[: layout.begin]), len(content)
+                self._begin, self._nbytes = layout.begin, layout.nbytes
                 self.add(content)
                 return
         if self._stacked is not None:
-            so_far = self._added // (self._length - len(self._header))
+            so_far = self._added // self._nbytes
             self._others, self._stacked, self._length = list(self._stacked[:so_far]), None, -1
         self._others.append(array)
 

@@ -146,19 +146,17 @@ def _sound(
     raws: Iterable[Raw | StorageError], parts: Sequence[str], arrays: Mapping[str, ArrayColumn]
 ) -> tuple[list[str], dict[str, list[Content]]]:
     """Keys of all of `raws`, and contents of `parts`; members that are arrays are added to their columns."""
-    added = [(part, column.add) for part, column in arrays.items()]
     keys = []
     contents: dict[str, list[Content]] = {part: [] for part in parts}
-    kept = [(part, found.append) for part, found in contents.items()]
+    takers: list[tuple[str, Callable[[Content], None]]] = [(part, found.append) for part, found in contents.items()]
+    takers += [(part, column.add) for part, column in arrays.items()]
     for raw in raws:
         if not isinstance(raw, tuple):
             raise raw
         key, members = raw
         keys.append(key)
-        for part, add in added:
-            add(members[part])
-        for part, keep in kept:
-            keep(members[part])
+        for part, take in takers:
+            take(members[part])
     return keys, contents
 
 

@@ -27,6 +27,7 @@ from dataengine.trainer.index import Shard
 _PLACE = struct.Struct("<QQ")
 _ENTRY = 8  # bytes of an index entry
 _ENTRIES = 128  # of an index that are read at once: a chunk's, which one worker reads whole
+_MAX_BLOCKS = 2**40  # of one index; blocks of all of them are numbered through
 _MAX_ENTRY_BLOCKS = 4096  # 5 MB: lanes of 512 slots, should one process read them all
 _SPARE_FILES = 256  # for everything else that the process opens
 _MANY_FILES = 65_536
@@ -100,7 +101,7 @@ class LocalTars:
         self._root, self._tars = root, tars
         self._open: OrderedDict[int, tuple[int, int, int]] = OrderedDict()
         self._max_open = _room_for(len(tars))
-        self._entries: OrderedDict[tuple[int, int], _Entries] = OrderedDict()
+        self._entries: OrderedDict[int, _Entries] = OrderedDict()
 
     def __del__(self) -> None:
         for *descriptors, _ in self._open.values():
@@ -117,7 +118,7 @@ class LocalTars:
     def _sample(self, shard: int, place: int) -> Raw | StorageError:
         try:
             tar, index, size = self._open.get(shard) or self._opened(shard)
-            number = shard, place // _ENTRIES
+            number = shard * _MAX_BLOCKS + place // _ENTRIES
             entries = self._entries.get(number) or self._load(index, number)
             begin, end = _PLACE.unpack_from(entries.content, place % _ENTRIES * _ENTRY)
             entries.left -= 1
@@ -140,8 +141,9 @@ class LocalTars:
         # processor's cache: half of the time of reading them all and then cutting them up.
         return self._tars.parsed(shard, content)
 
-    def _load(self, index: int, number: tuple[int, int]) -> _Entries:
-        entries = _Entries(os.pread(index, (_ENTRIES + 1) * _ENTRY, number[1] * _ENTRIES * _ENTRY))
+    def _load(self, index: int, number: int) -> _Entries:
+        begin = number % _MAX_BLOCKS * _ENTRIES * _ENTRY
+        entries = _Entries(os.pread(index, (_ENTRIES + 1) * _ENTRY, begin))
         self._entries[number] = entries
         if len(self._entries) > _MAX_ENTRY_BLOCKS:
             self._entries.popitem(last=False)
