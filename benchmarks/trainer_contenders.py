@@ -138,8 +138,12 @@ def in_memory(corpus: Path, tier: str, workers: int, work: Work | None = None) -
         counts = multiprocessing.get_context("fork").SimpleQueue()
         for number in range(workers):
             if not os.fork():
-                counts.put(sum(len(batch[0]) for batch in batches(number * BATCH, workers * BATCH)))
-                os._exit(0)
+                done = 0
+                try:
+                    done = sum(len(batch[0]) for batch in batches(number * BATCH, workers * BATCH))
+                finally:
+                    counts.put(done)
+                    os._exit(0)
         for _ in range(workers):
             yield [range(counts.get())]
         for _ in range(workers):

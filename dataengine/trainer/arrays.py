@@ -17,7 +17,8 @@ from dataengine.trainer.collate import stack
 from dataengine.trainer.tarset import Content
 
 _MAGIC = b"\x93NUMPY"
-_FAULTS = (ValueError, SyntaxError, KeyError, TypeError)
+_MAX_HEADER_BYTES = 10_000  # as NumPy's own: longer ones are attacks on the parser
+_FAULTS = (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError)
 
 
 class _Layout(NamedTuple):
@@ -91,7 +92,11 @@ class ArrayColumn:
                 return
         if self._stacked is not None:
             so_far = self._added // self._nbytes
-            self._others, self._stacked, self._length = list(self._stacked[:so_far]), None, -1
+            self._others, self._stacked, self._length = (
+                [self._stacked[number, ...] for number in range(so_far)],
+                None,
+                -1,
+            )
         self._others.append(array)
 
 
@@ -99,7 +104,10 @@ def _layout_of(content: Content) -> _Layout:
     """Raises one of `_FAULTS`."""
     width = 2 if content[6:7] == b"\x01" else 4
     begin = 8 + width
-    end = begin + int.from_bytes(content[8:begin], "little")
+    length = int.from_bytes(content[8:begin], "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes, wanted {_MAX_HEADER_BYTES} at most")
+    end = begin + length
     return _Layout(*_parsed(bytes(content[begin:end])), end)
 
 

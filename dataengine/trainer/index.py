@@ -30,7 +30,7 @@ _TRIES = 3  # of a table in a store: wires err
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar: its name, its source, the path that the version's root opens, its size, and the range of its keys."""
 
@@ -100,6 +100,8 @@ def load_shards(version: Version) -> Shards:
             f"manifest says {counts['num_samples']} in {counts['num_shards']}; run `dataengine verify` on it"
         )
     _check_names(version, [shard.name for shard in shards])
+    del table, columns
+    pa.default_memory_pool().release_unused()  # 7 MB that every rank would keep for one small table
     return Shards(shards, first_rows)
 
 

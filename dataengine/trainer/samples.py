@@ -97,7 +97,7 @@ class SampleMaker:
             raise CorruptObject(f"shard {shard.name}, key {key}: {error}") from error
         if shape is not None:
             sample["__bucket__"] = shape
-            if hasattr(sample.get("image"), "resize"):
+            if hasattr(sample.get("image"), "resize"):  # bytes, and what else a function made, stay as they are
                 sample["image"] = fit(sample["image"], shape)  # arrays stack, and travel cheaply
         if self.transform is None:
             return sample
@@ -118,7 +118,7 @@ class SampleMaker:
     ) -> dict[str, Any]:
         """The batch that collated `sample`s would be, without a dict for each.
 
-        Raises the first error among `raws`, KeyError where one lacks a part, and CorruptObject like `sample`.
+        Raises the first error among `raws`, and CorruptObject where one lacks a part, or like `sample`.
         """
         decoders = {part: decoder(part, self.decode) for part in self.parts}
         arrays = {part: ArrayColumn(len(shards)) for part, decode in decoders.items() if decode is decode_array}
@@ -155,8 +155,11 @@ def _sound(
             raise raw
         key, members = raw
         keys.append(key)
-        for part, take in takers:
-            take(members[part])
+        try:
+            for part, take in takers:
+                take(members[part])
+        except KeyError as error:
+            raise CorruptObject(f"key {key!r} has no member {error}, but {sorted(members)}") from error
     return keys, contents
 
 

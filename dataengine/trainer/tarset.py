@@ -28,7 +28,7 @@ _PLACE = struct.Struct("<QQ")
 _ENTRY = 8  # bytes of an index entry
 _ENTRIES = 128  # of an index that are read at once: a chunk's, which one worker reads whole
 _MAX_BLOCKS = 2**40  # of one index; blocks of all of them are numbered through
-_MAX_ENTRY_BLOCKS = 4096  # 5 MB: lanes of 512 slots, should one process read them all
+_MAX_ENTRY_BLOCKS = 16_384  # 20 MB: four chunks of each of 512 slots' lanes, should one process read them all
 _SPARE_FILES = 256  # for everything else that the process opens
 _MANY_FILES = 65_536
 _READERS = 8  # threads that read in one process, each with files of its own
@@ -113,9 +113,16 @@ class LocalTars:
         return starmap(self._sample, places)
 
     def forget(self, shard: int, place: int) -> None:
-        """Nothing is kept of local tars but that they are open."""
+        """Drop what is kept of the index where a sample held wrong bytes."""
+        self._entries.pop(shard * _MAX_BLOCKS + place // _ENTRIES, None)
 
     def _sample(self, shard: int, place: int) -> Raw | StorageError:
+        sample = self._read(shard, place)
+        if not isinstance(sample, tuple):
+            self.forget(shard, place)
+        return sample
+
+    def _read(self, shard: int, place: int) -> Raw | StorageError:
         try:
             tar, index, size = self._open.get(shard) or self._opened(shard)
             number = shard * _MAX_BLOCKS + place // _ENTRIES
@@ -226,8 +233,10 @@ def parse_sample(content: bytes, part: str = "") -> Raw:
     members: dict[str, Content] = {}
     key_bytes = content.find(b".", 0, _NAME)
     key, begin, end = content[:key_bytes], 0, len(content)
-    if key_bytes < 1 or end % BLOCK:
-        raise ValueError(f"begins with no member's name, or ends at byte {end}, within a block")
+    if key_bytes < 1:
+        raise ValueError("no ustar header at byte 0 of the sample")
+    if end % BLOCK:
+        raise ValueError(f"the index says that it ends at byte {end}, within a block")
     fields = _fields(key_bytes)
     while begin < end:
         stem, ending, size, magic = fields(content, begin)
@@ -236,6 +245,8 @@ def parse_sample(content: bytes, part: str = "") -> Raw:
         if stem != key:
             raise ValueError(f"member {_name(stem + ending)!r} beside key {key!r}")
         nbytes = int(size, 8)
+        if nbytes < 0:
+            raise ValueError(f"member {_name(stem + ending)!r} of {nbytes} bytes")
         begin += BLOCK
         if not part:
             members[_member(ending)] = content[begin : begin + nbytes]

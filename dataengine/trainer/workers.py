@@ -244,9 +244,10 @@ def _work(plan: BatchPlan, wire: Connection, ahead: int, parent: int | None, inh
     """What a worker process does: make batches until the parent hangs up or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     # One thread each, as torch's own workers have: more would fight, and those of a parent are not in its fork.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
     for other in inherited:
         other.close()
     parent = parent or os.getppid()  # that of a process that was not forked is the server that made it

@@ -79,6 +79,9 @@ def crafted(descr: str, shape: str, payload: bytes) -> bytes:
         crafted("<f4", "__import__", bytes(8)),
         b"\x93NUMPY",
         b"\x93NUMPY\x01\x00\xff\xff",
+        b"\x93NUMPY\x02\x00" + (900_001).to_bytes(4, "little") + b"-" * 900_000 + b"1",
+        b"\x93NUMPY\x02\x00" + (9_001).to_bytes(4, "little") + b"-" * 9_000 + b"1",
+        b"\x93NUMPY\x02\x00" + (9_000).to_bytes(4, "little") + b"(" * 9_000,
     ],
 )
 @pytest.mark.parametrize("after", [0, 2])
@@ -96,3 +99,13 @@ def test_a_header_alike_but_for_a_byte_is_not_taken_for_the_same() -> None:
     column.add(npy(floats))
     column.add(npy(floats.view(np.int32)))
     assert [one.dtype for one in column.value] == [np.float32, np.int32]
+
+
+def test_arrays_without_axes_stay_arrays_when_one_is_padded_otherwise() -> None:
+    one = npy(np.float32(3))
+    header = one[10:-4].rstrip() + b" " * 64
+    other = one[:8] + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + one[-4:]
+    column = ArrayColumn(3)
+    for content in (one, one, other):
+        column.add(content)
+    assert column.value.tolist() == [3, 3, 3]

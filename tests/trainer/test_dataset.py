@@ -19,8 +19,10 @@ from PIL import Image
 
 from dataengine.errors import ConfigError, CorruptObject, InputError, MissingObject
 from dataengine.storage.store import Root
+from dataengine.storage.tar import header
 from dataengine.trainer import Buckets, Caption, Mixture, ShardDataset
 from dataengine.trainer.samples import sample_rng
+from dataengine.trainer.tarset import parse_sample
 from tests.trainer.publishing import publish, read_rows, write_manifest, write_siblings
 
 
@@ -266,6 +268,27 @@ def test_samples_may_be_read_again_and_again(tmp_path: Path) -> None:
     places = [*range(429), *range(428, -1, -1), *[127, 128, 299, 300, 428] * 200]
     by_place = [sample["__key__"] for sample in dataset]
     assert [sample["__key__"] for sample in dataset.__getitems__(places)] == [by_place[place] for place in places]
+
+
+def test_an_index_that_is_mended_in_place_is_read_again(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs", {"alpha": (20,)})
+    (index,) = folder.rglob("*.tar.idx")
+    whole = index.read_bytes()
+    keys = [sample["__key__"] for sample in ShardDataset(folder, parts=("txt",), decode="bytes")]
+    for damaged in (whole[:64], whole[:56] + bytes(8) + whole[64:], whole[:56] + whole[48:56] + whole[64:]):
+        index.write_bytes(damaged)
+        dataset = ShardDataset(folder, parts=("txt",), decode="bytes")
+        with pytest.raises(CorruptObject):
+            dataset[7]
+        index.write_bytes(whole)
+        assert dataset[7]["__key__"] == keys[7]
+
+
+def test_a_member_of_negative_size_is_no_endless_loop() -> None:
+    head = bytearray(header("ab.txt", 0))
+    head[124:135] = b"-0000001000"
+    with pytest.raises(ValueError, match="of -512 bytes"):
+        parse_sample(bytes(head) + bytes(512))
 
 
 @pytest.mark.parametrize("entry", [0, 2**40, 2**63, 2**64 - 1])
