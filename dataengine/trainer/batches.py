@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OnCorrupt = Literal["replace", "raise"]
 _RESERVES = 16  # of which every one is corrupt only where the dataset is
-_FEW_ROWS = 512  # NumPy places as many in about the time of its calls; more take memory of every worker
+_FEW_ROWS, _MAX_ROUNDS = 1024, 16  # NumPy places as many in about the time of its calls; more take memory
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class BatchMaker:
         They come from the same lanes, so this worker is asked for them: 30 µs a batch of 64 instead of 130.
         """
         order, first, count = self._plan.orders[0], int(draws.draws[0]), len(draws.draws)
-        rounds = min(_FEW_ROWS // count, order.num_rows // order.round_draws)
+        rounds = min(_FEW_ROWS // count, _MAX_ROUNDS, order.num_rows // order.round_draws)
         if len(self._plan.orders) > 1 or rounds < 2 or draws.padding.any():
             return self._plan.rows(draws)
         found = self._ahead.pop(first, None)

@@ -57,13 +57,14 @@ class Tar(NamedTuple):
 @dataclass(frozen=True)
 class Tars:
     """A tar per shard: the shards themselves, or those of the same names that lie directly under the root: siblings,
-    which hold `part`.
+    which hold `part`, given as views of what was read if that will do.
 
     Made when it is asked for: to look at all 3,072 would copy a megabyte into every worker that was forked.
     """
 
     shards: Sequence[Shard]
     part: str = ""
+    as_views: bool = False
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -72,16 +73,16 @@ class Tars:
         shard = self.shards[number]
         return Tar(f"{shard.name}.tar") if self.part else Tar(shard.path, shard.nbytes)
 
-    def parsed(self, number: int, content: bytes) -> Raw | CorruptObject:
-        """The sample that `content` of a tar is, or what is wrong with it: its key lies within its shard's."""
+    def parsed(self, number: int, content: bytes) -> Raw:
+        """The sample that `content` of a tar is. Raises CorruptObject; also where its key is none of its shard's."""
         try:
-            sample = parse_sample(content, self.part)
+            sample = parse_sibling(content, self.part, as_view=self.as_views) if self.part else parse_sample(content)
         except ValueError as error:
-            return CorruptObject(f"{error}; {_ADVICE}")
+            raise CorruptObject(f"{error}; {_ADVICE}") from error
         shard = self.shards[number]
         if not shard.min_key <= sample[0] <= shard.max_key:
             strange = f"holds key {sample[0]!r}, its shard keys from {shard.min_key} to {shard.max_key}"
-            return CorruptObject(f"{strange}; {_ADVICE}")
+            raise CorruptObject(f"{strange}; {_ADVICE}")
         return sample
 
 
@@ -117,12 +118,6 @@ class LocalTars:
         self._entries.pop(shard * _MAX_BLOCKS + place // _ENTRIES, None)
 
     def _sample(self, shard: int, place: int) -> Raw | StorageError:
-        sample = self._read(shard, place)
-        if not isinstance(sample, tuple):
-            self.forget(shard, place)
-        return sample
-
-    def _read(self, shard: int, place: int) -> Raw | StorageError:
         try:
             tar, index, size = self._open.get(shard) or self._opened(shard)
             number = shard * _MAX_BLOCKS + place // _ENTRIES
@@ -132,21 +127,23 @@ class LocalTars:
             if not entries.left:
                 del self._entries[number]
             if not begin < end <= size:
-                return CorruptObject(_misplaced(self._address(shard), place, begin, end, size))
+                raise CorruptObject(_misplaced(self._address(shard), place, begin, end, size))
             content = os.pread(tar, end - begin, begin)
+            if len(content) != end - begin:
+                raise CorruptObject(
+                    f"{self._address(shard)}: wanted {end - begin} bytes at {begin}, the file ends after {len(content)}"
+                )
+            # The bytes are let go before the next ones are read, so that the allocator gives the same memory, still in
+            # the processor's cache: half of the time of reading them all and then cutting them up.
+            return self._tars.parsed(shard, content)
         except struct.error:
-            return CorruptObject(f"{self._address(shard)}{INDEX}: has no entry {place}; copy it again")
-        except OSError as error:
-            return StorageError(f"{self._address(shard)}: cannot read: {error.strerror}")
-        except StorageError as error:
-            return error
-        if len(content) != end - begin:
-            return CorruptObject(
-                f"{self._address(shard)}: wanted {end - begin} bytes at {begin}, the file ends after {len(content)}"
-            )
-        # The bytes are let go before the next ones are read, so that the allocator gives the same memory, still in the
-        # processor's cache: half of the time of reading them all and then cutting them up.
-        return self._tars.parsed(shard, content)
+            error: StorageError = CorruptObject(f"{self._address(shard)}{INDEX}: has no entry {place}; copy it again")
+        except OSError as fault:
+            error = StorageError(f"{self._address(shard)}: cannot read: {fault.strerror}")
+        except StorageError as fault:
+            error = fault
+        self.forget(shard, place)
+        return error
 
     def _load(self, index: int, number: int) -> _Entries:
         begin = number % _MAX_BLOCKS * _ENTRIES * _ENTRY
@@ -193,10 +190,7 @@ class RemoteTars:
         sizes = [self._tars[shard].nbytes for (shard, _), one in zip(places, found, strict=True) if type(one) is tuple]
         contents = iter(self._fetcher.ranges(ranges, sizes))
         read = (next(contents) if isinstance(one, tuple) else one for one in found)
-        return (
-            one if isinstance(one, StorageError) else self._tars.parsed(shard, one)
-            for (shard, _), one in zip(places, read, strict=True)
-        )
+        return (self._parsed(shard, one) for (shard, _), one in zip(places, read, strict=True))
 
     def forget(self, shard: int, place: int) -> None:
         """Drop what is kept of a sample that held wrong bytes, and of where it lies."""
@@ -204,6 +198,14 @@ class RemoteTars:
         found = self._range((shard, place), *self._fetcher.entries([entry]))
         tar = self._tars[shard]
         self._fetcher.forget((tar.path, 0, 0) if isinstance(found, StorageError) else found, tar.nbytes, entry)
+
+    def _parsed(self, shard: int, content: bytes | StorageError) -> Raw | StorageError:
+        if isinstance(content, StorageError):
+            return content
+        try:
+            return self._tars.parsed(shard, content)
+        except CorruptObject as error:
+            return error
 
     def _entry(self, shard: int, place: int) -> Range:
         return self._tars[shard].path + INDEX, place * _ENTRY, _PLACE.size
@@ -223,12 +225,11 @@ def _misplaced(address: str, place: int, begin: int, end: int, nbytes: int | Non
     return f"{address}{INDEX}: has sample {place} at bytes {begin} to {end}{of}; copy the shard again"
 
 
-def parse_sample(content: bytes, part: str = "") -> Raw:
+def parse_sample(content: bytes) -> Raw:
     """(key, member → content) of one sample's bytes, from its first header to the end of its last padding.
 
-    `image` stands for jpg, jpeg, png and webp; other members are called by their extension. With `part` only the first
-    member counts, and is called by it. Raises ValueError when they are no run of ustar members of one key that
-    ends with the bytes.
+    `image` stands for jpg, jpeg, png and webp; other members are called by their extension. Raises ValueError when they
+    are no run of ustar members of one key that ends with the bytes.
     """
     members: dict[str, Content] = {}
     key_bytes = content.find(b".", 0, _NAME)
@@ -248,15 +249,26 @@ def parse_sample(content: bytes, part: str = "") -> Raw:
         if nbytes < 0:
             raise ValueError(f"member {_name(stem + ending)!r} of {nbytes} bytes")
         begin += BLOCK
-        if not part:
-            members[_member(ending)] = content[begin : begin + nbytes]
-        elif not members:
-            whole = content if part in MEMBERS else memoryview(content)
-            members[part] = whole[begin : begin + nbytes]
+        members[_member(ending)] = content[begin : begin + nbytes]
         begin += nbytes + -nbytes % BLOCK
     if begin != end:
         raise ValueError(f"its last member ends at byte {begin}, the index says {end}")
     return key.decode("ascii"), members
+
+
+def parse_sibling(content: bytes, part: str, *, as_view: bool) -> Raw:
+    """(key, {part: content}) of a sibling's sample: its first member. Raises ValueError like `parse_sample`.
+
+    With `as_view` an only member may come as a view of `content`.
+    """
+    key_bytes = content.find(b".", 0, _NAME)
+    if as_view and key_bytes > 0 and len(content) >= BLOCK:
+        key, _, size, magic = _fields(key_bytes)(content, 0)
+        nbytes = int(size, 8)
+        if magic == b"ustar" and BLOCK + nbytes + -nbytes % BLOCK == len(content) and nbytes >= 0:
+            return key.decode("ascii"), {part: memoryview(content)[BLOCK : BLOCK + nbytes]}
+    text, members = parse_sample(content)
+    return text, {part: next(iter(members.values()))}
 
 
 @cache
