@@ -80,8 +80,9 @@ def webdataset(address: str, corpus: Path, options: Options) -> Iterator[Sample]
     names = sorted(tar.name for tar in (corpus / "web").glob("*.tar"))
     urls = [obstore.sign(store, "GET", f"web/{name}", _SIGNED) for name in names]
     dataset = wds.WebDataset(
-        urls, shardshuffle=len(urls), seed=1, workersplitter=wds.split_by_worker, handler=wds.ignore_and_continue
-    )
+        urls, shardshuffle=len(urls), seed=1, workersplitter=wds.split_by_worker, handler=wds.ignore_and_continue,
+        empty_check=False,  # of fewer shards than workers
+    )  # fmt: skip
     rows = dataset.shuffle(1000).map(_of_webdataset, handler=wds.ignore_and_continue).batched(BATCH, collation_fn=list)
     for batch in wds.WebLoader(rows, batch_size=None, num_workers=WORKERS, prefetch_factor=4):
         yield from batch
