@@ -19,6 +19,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,9 @@ def bare(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
     return lambda: torch_loader(dataset, workers, shuffle=True)
 
 
-def in_memory(corpus: Path, tier: str, workers: int, work: Work | None = None) -> Callable[[], Iterable[Any]]:
+def in_memory(corpus: Path, tier: str, workers: int, bucket_decode: str | None = None) -> Callable[[], Iterable[Any]]:
     """The work alone: bytes that lie in memory, no reader; with two workers, two processes that do it side by side."""
-    dataset, work = Bare(corpus, "T1"), work or Work(tier)
+    dataset, work = Bare(corpus, "T1"), BucketWork(tier, bucket_decode) if bucket_decode else Work(tier)
     contents = [dataset[number] for number in range(min(256, len(dataset)))]
 
     def batches(begin: int = 0, step: int = BATCH) -> Iterator[Any]:
@@ -166,14 +167,6 @@ class BucketWork(Work):
         return self.fit(self.decode(image), (SIDE, SIDE)), txt
 
 
-def in_memory_bucket(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
-    return in_memory(corpus, tier, workers, BucketWork(tier, "rgb"))
-
-
-def in_memory_scaled(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
-    return in_memory(corpus, tier, workers, BucketWork(tier, "scaled"))
-
-
 def ours(
     corpus: Path, tier: str, workers: int, kind: Any = "process", bucket_decode: Any = None
 ) -> Callable[[], Iterable[Any]]:
@@ -192,22 +185,6 @@ def ours(
             yield [batch[part] for part in parts]
 
     return batches
-
-
-def ours_threads(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
-    return ours(corpus, tier, workers, "thread")
-
-
-def ours_bucket(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
-    return ours(corpus, tier, workers, bucket_decode="rgb")
-
-
-def ours_bucket_threads(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
-    return ours(corpus, tier, workers, "thread", bucket_decode="rgb")
-
-
-def ours_scaled(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
-    return ours(corpus, tier, workers, bucket_decode="scaled")
 
 
 def webdataset(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[Any]]:
@@ -327,14 +304,14 @@ def huggingface(corpus: Path, tier: str, workers: int) -> Callable[[], Iterable[
 
 CONTENDERS: dict[str, Callable[[Path, str, int], Callable[[], Iterable[Any]]]] = {
     "in memory": in_memory,
-    "in memory, bucket": in_memory_bucket,
-    "in memory, scaled": in_memory_scaled,
+    "in memory, bucket": partial(in_memory, bucket_decode="rgb"),
+    "in memory, scaled": partial(in_memory, bucket_decode="scaled"),
     "bare": bare,
     "ours": ours,
-    "ours, threads": ours_threads,
-    "ours, bucket": ours_bucket,
-    "ours, bucket, threads": ours_bucket_threads,
-    "ours, scaled": ours_scaled,
+    "ours, threads": partial(ours, kind="thread"),
+    "ours, bucket": partial(ours, bucket_decode="rgb"),
+    "ours, bucket, threads": partial(ours, kind="thread", bucket_decode="rgb"),
+    "ours, scaled": partial(ours, bucket_decode="scaled"),
     "webdataset": webdataset,
     "open_clip": open_clip,
     "streaming": streaming,

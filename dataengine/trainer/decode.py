@@ -39,7 +39,7 @@ def decoder(part: str, decode: Decode, shape: Shape | None = None) -> Callable[[
         return None if part in MEMBERS else bytes
     if part == "image":
         if decode == "scaled":
-            return partial(_covering, shape=shape)
+            return partial(_pixels, shape=shape)
         return _IMAGES[decode] if isinstance(decode, str) else decode
     return _DECODERS.get(part, decode_array)
 
@@ -73,12 +73,8 @@ def _picture(content: bytes, shape: Shape | None = None) -> Image:
         raise CorruptObject(f"image of {len(content)} bytes does not decode: {error}") from error
 
 
-def _pixels(content: bytes) -> np.ndarray[Any, Any]:
-    return _covering(content, None)
-
-
-def _covering(content: bytes, shape: Shape | None) -> np.ndarray[Any, Any]:
-    # libjpeg-turbo without Pillow's copies, where it is installed; a third of a decode.
+def _pixels(content: bytes, shape: Shape | None = None) -> np.ndarray[Any, Any]:
+    # libjpeg-turbo without Pillow's copies, where it is installed: half of the time.
     if content[:2] == b"\xff\xd8":
         try:
             import simplejpeg

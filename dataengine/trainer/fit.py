@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from dataengine.trainer.buckets import Shape
 
 
+@cache
+def installed_torch() -> Any:
+    """torch, or None. By what is installed, not by what is imported: workers of one run have to agree."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
 def fit(image: Any, shape: Shape) -> NDArray[np.uint8]:
     """The middle of the picture that has the ratio of `shape`, to a pixel, scaled to it: uint8 [height, width, ...].
 
@@ -38,20 +48,16 @@ def fit(image: Any, shape: Shape) -> NDArray[np.uint8]:
     left, top = (across - wide) // 2, (down - high) // 2
     if (wide, high) == shape:
         return pixels[top : top + high, left : left + wide].copy()
-    torch = _torch()
+    torch = installed_torch()
     if torch is None or pixels.shape[2:] != (3,):  # palettes and transparency are Pillow's business
         from PIL import Image
 
-        picture = image if _is_picture(image) else Image.fromarray(pixels)
+        grey = pixels.shape[2:] == (1,)
+        picture = image if _is_picture(image) else Image.fromarray(pixels[:, :, 0] if grey else pixels)
         middle = picture.crop((left, top, left + wide, top + high))
-        return np.array(middle.resize(shape, Image.Resampling.BICUBIC))
+        return np.array(middle.resize(shape, Image.Resampling.BICUBIC)).reshape(height, width, *pixels.shape[2:])
     middle = pixels[top : top + high, left : left + wide]
     return _by_torch(torch, middle if _is_own(middle) else middle.copy(), shape)
-
-
-def prepare() -> None:
-    """Import what fitting needs, before processes are forked that would each import it: 280 MB and a second."""
-    _torch()
 
 
 def _by_torch(torch: Any, pixels: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
@@ -81,13 +87,3 @@ def _told(image: Any) -> str:
     described = f"a {type(image).__name__}"
     shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
     return described if shape is None else f"{described} of {dtype} {list(shape)}"
-
-
-@cache
-def _torch() -> Any:
-    """Decided by what is installed, not by what is imported: workers of one run have to agree."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch

@@ -17,7 +17,7 @@ from dataengine.trainer import arguments
 from dataengine.trainer.batches import Batch, BatchPlan, Fault, OnCorrupt
 from dataengine.trainer.collate import pinned
 from dataengine.trainer.dataset import ShardDataset
-from dataengine.trainer.fit import prepare
+from dataengine.trainer.fit import installed_torch
 from dataengine.trainer.plan import Plan
 from dataengine.trainer.position import Position, load, save
 from dataengine.trainer.ranks import batch_size, check_batches, rank_and_world_size
@@ -224,7 +224,7 @@ class DataLoader:
         if self._kind == "thread":
             return Threads(plan, self._num_workers, self._timeout)
         if self._dataset.view.asked.buckets is not None:
-            prepare()
+            installed_torch()  # imported here, lest each fork does it: 280 MB and a second
         # Laid out before workers are forked, an epoch's chunks are shared by all of them.
         ticket, _ = self._schedule.step(self._position.point)
         plan.rows(plan.draws(ticket))

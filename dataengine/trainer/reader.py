@@ -169,7 +169,7 @@ class SampleReader:
 
 
 def _open_set(source: Source, part: str, folder: str | None) -> LocalTars | RemoteTars:
-    root, tars = source.root_of(folder), Tars(source.shards.shards, part, as_views=part not in MEMBERS)
+    root, tars = source.root_of(folder), Tars(source.shards.shards, part)
     if root.local_path("") is not None:
         return LocalTars(root, tars)
     return RemoteTars(root, tars, Fetcher(root, source.patience, source.cache))

@@ -43,8 +43,8 @@ _ADVICE = "run `dataengine verify` on the dataset, and copy the shard again"
 
 Content = bytes | memoryview
 Raw = tuple[str, Mapping[str, Content]]
-"""A sample as it lies in the tar: key, and member → content. What siblings hold beyond MEMBERS are views of what was
-read, so a latent is copied once, to where its batch is stacked."""
+"""A sample as it lies in the tar: key, and member → content. What siblings hold beyond MEMBERS may be views of what was
+read, so that a latent is copied once, to where its batch is stacked."""
 
 
 class Tar(NamedTuple):
@@ -57,14 +57,13 @@ class Tar(NamedTuple):
 @dataclass(frozen=True)
 class Tars:
     """A tar per shard: the shards themselves, or those of the same names that lie directly under the root: siblings,
-    which hold `part`, given as views of what was read if that will do.
+    which hold `part`.
 
     Made when it is asked for: to look at all 3,072 would copy a megabyte into every worker that was forked.
     """
 
     shards: Sequence[Shard]
     part: str = ""
-    as_views: bool = False
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -76,7 +75,7 @@ class Tars:
     def parsed(self, number: int, content: bytes) -> Raw:
         """The sample that `content` of a tar is. Raises CorruptObject; also where its key is none of its shard's."""
         try:
-            sample = parse_sibling(content, self.part, as_view=self.as_views) if self.part else parse_sample(content)
+            sample = parse_sibling(content, self.part) if self.part else parse_sample(content)
         except ValueError as error:
             raise CorruptObject(f"{error}; {_ADVICE}") from error
         shard = self.shards[number]
@@ -256,13 +255,10 @@ def parse_sample(content: bytes) -> Raw:
     return key.decode("ascii"), members
 
 
-def parse_sibling(content: bytes, part: str, *, as_view: bool) -> Raw:
-    """(key, {part: content}) of a sibling's sample: its first member. Raises ValueError like `parse_sample`.
-
-    With `as_view` an only member may come as a view of `content`.
-    """
+def parse_sibling(content: bytes, part: str) -> Raw:
+    """(key, {part: content}) of a sibling's sample: its first member. Raises ValueError like `parse_sample`."""
     key_bytes = content.find(b".", 0, _NAME)
-    if as_view and key_bytes > 0 and len(content) >= BLOCK:
+    if part not in MEMBERS and key_bytes > 0 and len(content) >= BLOCK:
         key, _, size, magic = _fields(key_bytes)(content, 0)
         nbytes = int(size, 8)
         if magic == b"ustar" and BLOCK + nbytes + -nbytes % BLOCK == len(content) and nbytes >= 0:

@@ -32,7 +32,7 @@ def test_a_picture_of_the_right_scale_is_cut_and_not_filtered(
 def test_fitting_gives_the_shape(width: int, height: int, across: int, down: int, with_torch: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not with_torch:
-            patch.setattr(fitting, "_torch", lambda: None)
+            patch.setattr(fitting, "installed_torch", lambda: None)
         found = fit(np.full((height, width, 3), 77, np.uint8), (across, down))
     assert found.shape == (down, across, 3)
     assert found.dtype == np.uint8
@@ -51,7 +51,7 @@ def test_torch_and_pillow_agree_on_what_is_smooth(
     pixels = (128 + 90 * wave).astype(np.uint8)
     by_torch = fit(pixels, (across, down)).astype(int)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "_torch", lambda: None)
+        patch.setattr(fitting, "installed_torch", lambda: None)
         by_pillow = fit(pixels, (across, down)).astype(int)
     assert np.abs(by_torch - by_pillow).max() <= 2
 
@@ -66,6 +66,14 @@ def test_the_result_is_the_callers_own(mode: str, shape: tuple[int, int], recwar
     found[:] = 0
     np.testing.assert_array_equal(pixels, before)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,), (4,)])
+@pytest.mark.parametrize("shape", [(40, 30), (64, 48), (100, 20)])
+def test_channels_stay(channels: tuple[int, ...], shape: tuple[int, int]) -> None:
+    found = fit(np.full((48, 64, *channels), 200, np.uint8), shape)
+    assert found.shape == (*shape[::-1], *channels)
+    assert (found[..., :3] == 200).all() if channels else (found == 200).all()
 
 
 def test_colours_under_transparency_do_not_bleed() -> None:
