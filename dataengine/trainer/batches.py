@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -128,21 +127,31 @@ class BatchMaker:
         draws = plan.draws(ticket)
         rows, epochs = self._rows(draws)
         shape = plan.shapes[ticket.streams[0]]
-        columns = partial(plan.maker.columns, epochs=epochs, padding=draws.padding if plan.flags_padding else None)
+        padding = draws.padding if plan.flags_padding else None
         is_plain = plan.maker.is_plain and plan.collate_fn is None and shape is None
         if is_plain and self._reader.is_plain:
             with suppress(StorageError):  # told in full, or replaced, below
-                return Batch(columns(*self._reader.read_plainly(rows)))
+                return Batch(self._plainly(rows, epochs, padding))
             is_plain = False
         shards, found = self._reader.read(rows)
         raws = list(found)
         if is_plain:
             with suppress(CorruptObject):  # found again below, by sample
-                return Batch(columns(shards, raws))
+                return Batch(plan.maker.columns(shards, raws, epochs=epochs, padding=padding))
         pads = draws.padding.tolist() if plan.flags_padding else [None] * len(rows)
         drawn = map(_Drawn, draws.streams.tolist(), rows.tolist(), epochs.tolist(), repeat(shape), pads)
         values, faults = self._samples(drawn, shards, raws)
         return Batch((plan.collate_fn or collate)(values), tuple(faults))
+
+    def _plainly(
+        self, rows: NDArray[np.int64], epochs: NDArray[np.int64], padding: NDArray[np.bool_] | None
+    ) -> dict[str, Any]:
+        """A plain batch of a plain reader. Raises StorageError where anything is wrong."""
+        maker = self._plan.maker
+        if maker.is_array and (stacked := self._reader.read_stacked(rows)):
+            shards, keys, arrays = stacked
+            return maker.assembled(shards, keys, {maker.parts[0]: arrays}, epochs=epochs, padding=padding)
+        return maker.columns(*self._reader.read_plainly(rows), epochs=epochs, padding=padding)
 
     def _rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch) of each draw; of a small part of a batch, those of the same part some rounds on are found, too.

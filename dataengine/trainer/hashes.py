@@ -15,7 +15,6 @@ import xxhash
 
 from dataengine.errors import InputError
 from dataengine.trainer.columns import scan
-from dataengine.trainer.tarset import Content
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +34,7 @@ class Hashes:
 
     digests: NDArray[np.uint64] = field(repr=False)
 
-    def fault(self, row: int, key: str, image: Content) -> str | None:
+    def fault(self, row: int, key: str, image: bytes) -> str | None:
         """What is wrong with the sample that was read as `row`; None when it is the manifest's."""
         try:
             number = int(key, 16)

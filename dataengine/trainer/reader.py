@@ -19,7 +19,8 @@ from dataengine.trainer.fetch import Fetcher, Patience
 from dataengine.trainer.hashes import Hashes
 from dataengine.trainer.index import Shard, Shards
 from dataengine.trainer.manifest import Version
-from dataengine.trainer.tarset import MEMBERS, Content, LocalTars, Raw, RemoteTars, Tars
+from dataengine.trainer.stacked import StackedReader
+from dataengine.trainer.tarset import MEMBERS, LocalTars, Raw, RemoteTars, Tars
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,7 @@ class SampleReader:
         self._is_remote = not source.is_local
         is_alone = len(self._sets) == 1 and source.hashes is None and not self._is_remote
         self._alone = next(iter(self._sets.values())) if is_alone else None
+        self._stacked = StackedReader(self._alone, source.parts[0]) if isinstance(self._alone, LocalTars) else None
         self._wanted = frozenset(source.parts)
         self._hashes = source.hashes
 
@@ -102,6 +104,21 @@ class SampleReader:
         assert self._alone is not None
         shards, asked = self._located(rows)
         return shards, self._alone.read(asked)
+
+    def read_stacked(self, rows: NDArray[np.int64]) -> tuple[list[Shard], list[str], NDArray[Any]] | None:
+        """Each row's shard and key, and the arrays that the only part asked for is, stacked; for an `is_plain` reader.
+
+        None where they are no such arrays, or anything is wrong; then `read_plainly`.
+        """
+        assert self._stacked is not None
+        shards, asked = self._located(rows)
+        found = self._stacked.read(asked)
+        if not found:
+            return None
+        keys, stacked = found
+        if not all(shard.min_key <= key <= shard.max_key for shard, key in zip(shards, keys, strict=True)):
+            return None
+        return shards, keys, stacked
 
     @property
     def is_plain(self) -> bool:
@@ -137,7 +154,7 @@ class SampleReader:
     def _joined(self, row: int, place: tuple[int, int], samples: Sequence[Raw | StorageError]) -> Raw | StorageError:
         """One sample out of what each set of tars holds of it."""
         key, image = "", None
-        members: dict[str, Content] = {}
+        members: dict[str, bytes] = {}
         for part, sample in zip(self._sets, samples, strict=True):
             if isinstance(sample, StorageError):
                 return type(sample)(f"{self.describe(*place)}{f' of {part}' if part else ''}: {sample}")

@@ -7,7 +7,7 @@ random about a sample is drawn from (seed, epoch, key), so it is the same whatev
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,14 @@ import numpy as np
 import xxhash
 
 from dataengine.errors import CorruptObject, StorageError
-from dataengine.trainer.arrays import ArrayColumn, decode_array
+from dataengine.trainer.arrays import decode_array
 from dataengine.trainer.buckets import Shape
 from dataengine.trainer.captions import Caption
 from dataengine.trainer.collate import stack
 from dataengine.trainer.decode import Decode, decode_record, decoder
 from dataengine.trainer.fit import fit
 from dataengine.trainer.index import Shard
-from dataengine.trainer.tarset import Content, Raw
+from dataengine.trainer.tarset import Raw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,6 +108,11 @@ class SampleMaker:
         """Whether `columns` can make whole columns: members only, decoded or not."""
         return self.transform is None and self.caption is None
 
+    @property
+    def is_array(self) -> bool:
+        """Whether a batch is one column of arrays, which may be read stacked."""
+        return self.is_plain and len(self.parts) == 1 and decoder(self.parts[0], self.decode) is decode_array
+
     def columns(
         self,
         shards: Sequence[Shard],
@@ -120,9 +125,24 @@ class SampleMaker:
 
         Raises the first error among `raws`, and CorruptObject where one lacks a part, or like `sample`.
         """
-        decoders = {part: decoder(part, self.decode) for part in self.parts}
-        arrays = {part: ArrayColumn(len(shards)) for part, decode in decoders.items() if decode is decode_array}
-        keys, contents = _sound(raws, [part for part in self.parts if part not in arrays], arrays)
+        keys, contents = _sound(raws, self.parts)
+        values = {part: self._column(part, column) for part, column in contents.items()}
+        return self.assembled(shards, keys, values, epochs=epochs, padding=padding)
+
+    def _column(self, part: str, contents: list[bytes]) -> Any:
+        decode = decoder(part, self.decode)
+        return contents if decode is None else stack([decode(content) for content in contents])
+
+    def assembled(
+        self,
+        shards: Sequence[Shard],
+        keys: list[str],
+        values: dict[str, Any],
+        *,
+        epochs: NDArray[np.int64],
+        padding: NDArray[np.bool_] | None,
+    ) -> dict[str, Any]:
+        """The batch of samples of which all columns are made: part → column."""
         batch: dict[str, Any] = {
             "__key__": keys,
             "__source__": [shard.source for shard in shards],
@@ -130,26 +150,14 @@ class SampleMaker:
             "__epoch__": epochs,
             "__replaced__": np.zeros(len(shards), dtype=np.bool_),
         }
-        if padding is not None:
-            batch["__pad__"] = padding
-        for part, decode in decoders.items():
-            if part in arrays:
-                batch[part] = arrays[part].value
-            elif decode is None:
-                batch[part] = contents[part]
-            else:
-                batch[part] = stack([decode(content) for content in contents[part]])
-        return batch
+        return batch | ({} if padding is None else {"__pad__": padding}) | values
 
 
-def _sound(
-    raws: Iterable[Raw | StorageError], parts: Sequence[str], arrays: Mapping[str, ArrayColumn]
-) -> tuple[list[str], dict[str, list[Content]]]:
-    """Keys of all of `raws`, and contents of `parts`; members that are arrays are added to their columns."""
+def _sound(raws: Iterable[Raw | StorageError], parts: Sequence[str]) -> tuple[list[str], dict[str, list[bytes]]]:
+    """Keys of all of `raws`, and contents of `parts`."""
     keys = []
-    contents: dict[str, list[Content]] = {part: [] for part in parts}
-    takers: list[tuple[str, Callable[[Content], None]]] = [(part, found.append) for part, found in contents.items()]
-    takers += [(part, column.add) for part, column in arrays.items()]
+    contents: dict[str, list[bytes]] = {part: [] for part in parts}
+    takers = [(part, column.append) for part, column in contents.items()]
     for raw in raws:
         if not isinstance(raw, tuple):
             raise raw

@@ -11,7 +11,7 @@ import os
 import resource
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import starmap
@@ -37,14 +37,14 @@ INDEX = ".idx"
 MEMBERS = ("image", "txt", "json")
 """Of every sample; others have some."""
 _NAME = 100  # bytes of a header that hold a name
+HEADER_FIELDS = {"name": slice(_NAME), "size": slice(124, 135), "magic": slice(257, 262)}
+"""Where a header holds what is read of it. Format: ustar, POSIX.1-1988."""
 _MAX_TAR_BYTES = 2**40  # of a tar whose size the manifest does not tell
 
 _ADVICE = "run `dataengine verify` on the dataset, and copy the shard again"
 
-Content = bytes | memoryview
-Raw = tuple[str, Mapping[str, Content]]
-"""A sample as it lies in the tar: key, and member → content. What siblings hold beyond MEMBERS may be views of what was
-read, so that a latent is copied once, to where its batch is stacked."""
+Raw = tuple[str, Mapping[str, bytes]]
+"""A sample as it lies in the tar: key, and member → content."""
 
 
 class Tar(NamedTuple):
@@ -75,14 +75,14 @@ class Tars:
     def parsed(self, number: int, content: bytes) -> Raw:
         """The sample that `content` of a tar is. Raises CorruptObject; also where its key is none of its shard's."""
         try:
-            sample = parse_sibling(content, self.part) if self.part else parse_sample(content)
+            key, members = parse_sample(content)
         except ValueError as error:
             raise CorruptObject(f"{error}; {_ADVICE}") from error
         shard = self.shards[number]
-        if not shard.min_key <= sample[0] <= shard.max_key:
-            strange = f"holds key {sample[0]!r}, its shard keys from {shard.min_key} to {shard.max_key}"
+        if not shard.min_key <= key <= shard.max_key:
+            strange = f"holds key {key!r}, its shard keys from {shard.min_key} to {shard.max_key}"
             raise CorruptObject(f"{strange}; {_ADVICE}")
-        return sample
+        return key, {self.part: next(iter(members.values()))} if self.part else members
 
 
 class _Entries:
@@ -116,17 +116,36 @@ class LocalTars:
         """Drop what is kept of the index where a sample held wrong bytes."""
         self._entries.pop(shard * _MAX_BLOCKS + place // _ENTRIES, None)
 
+    def read_into(
+        self, places: Iterable[tuple[int, int]], nbytes: int, targets: Sequence[tuple[memoryview, memoryview]]
+    ) -> bool:
+        """Whether every sample has `nbytes`, of which the first fill each of its two targets."""
+        wanted = sum(map(len, targets[0]))
+        try:
+            for (shard, place), target in zip(places, targets, strict=True):
+                tar, begin, end = self._range(shard, place)
+                if end - begin != nbytes or os.preadv(tar, target, begin) != wanted:
+                    return False
+        except (struct.error, OSError, StorageError):
+            return False
+        return True
+
+    def _range(self, shard: int, place: int) -> tuple[int, int, int]:
+        """(file, first byte, end) of a sample. Raises struct.error without an entry, OSError, StorageError."""
+        tar, index, size = self._open.get(shard) or self._opened(shard)
+        number = shard * _MAX_BLOCKS + place // _ENTRIES
+        entries = self._entries.get(number) or self._load(index, number)
+        begin, end = _PLACE.unpack_from(entries.content, place % _ENTRIES * _ENTRY)
+        entries.left -= 1
+        if not entries.left:
+            del self._entries[number]
+        if not begin < end <= size:
+            raise CorruptObject(_misplaced(self._address(shard), place, begin, end, size))
+        return tar, begin, end
+
     def _sample(self, shard: int, place: int) -> Raw | StorageError:
         try:
-            tar, index, size = self._open.get(shard) or self._opened(shard)
-            number = shard * _MAX_BLOCKS + place // _ENTRIES
-            entries = self._entries.get(number) or self._load(index, number)
-            begin, end = _PLACE.unpack_from(entries.content, place % _ENTRIES * _ENTRY)
-            entries.left -= 1
-            if not entries.left:
-                del self._entries[number]
-            if not begin < end <= size:
-                raise CorruptObject(_misplaced(self._address(shard), place, begin, end, size))
+            tar, begin, end = self._range(shard, place)
             content = os.pread(tar, end - begin, begin)
             if len(content) != end - begin:
                 raise CorruptObject(
@@ -230,7 +249,7 @@ def parse_sample(content: bytes) -> Raw:
     `image` stands for jpg, jpeg, png and webp; other members are called by their extension. Raises ValueError when they
     are no run of ustar members of one key that ends with the bytes.
     """
-    members: dict[str, Content] = {}
+    members: dict[str, bytes] = {}
     key_bytes = content.find(b".", 0, _NAME)
     key, begin, end = content[:key_bytes], 0, len(content)
     if key_bytes < 1:
@@ -253,18 +272,6 @@ def parse_sample(content: bytes) -> Raw:
     if begin != end:
         raise ValueError(f"its last member ends at byte {begin}, the index says {end}")
     return key.decode("ascii"), members
-
-
-def parse_sibling(content: bytes, part: str) -> Raw:
-    """(key, {part: content}) of a sibling's sample: its first member. Raises ValueError like `parse_sample`."""
-    key_bytes = content.find(b".", 0, _NAME)
-    if part not in MEMBERS and key_bytes > 0 and len(content) >= BLOCK:
-        key, _, size, magic = _fields(key_bytes)(content, 0)
-        nbytes = int(size, 8)
-        if magic == b"ustar" and BLOCK + nbytes + -nbytes % BLOCK == len(content) and nbytes >= 0:
-            return key.decode("ascii"), {part: memoryview(content)[BLOCK : BLOCK + nbytes]}
-    text, members = parse_sample(content)
-    return text, {part: next(iter(members.values()))}
 
 
 @cache
