@@ -16,7 +16,7 @@ from dataengine.errors import CorruptObject
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 10_000  # as NumPy's own: longer ones are attacks on the parser
-_FAULTS = (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError)
+_FAULTS = (ValueError, KeyError, TypeError, MemoryError, ArithmeticError)
 
 
 class Layout(NamedTuple):
@@ -70,7 +70,10 @@ def _unparsed(content: bytes, fault: object) -> CorruptObject:
 @lru_cache(maxsize=1024)
 def _parsed(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
     """(dtype, shape, order): a set of latents has one header, and parsing it costs more than reading the array."""
-    fields = ast.literal_eval(header.decode("latin-1").strip())
+    try:
+        fields = ast.literal_eval(header.decode("latin-1").strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # whose texts hold addresses
+        raise ValueError(f"its header is no literal: {header[:80]!r}") from None
     dtype = np.dtype(fields["descr"])
     if dtype.hasobject:
         raise ValueError("holds Python objects, which would be executed to be read")

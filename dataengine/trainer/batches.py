@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from dataengine.trainer.buckets import Shape
 from dataengine.trainer.collate import collate
 from dataengine.trainer.index import Shard
 from dataengine.trainer.order import PHASES, StreamOrder, rows_of
-from dataengine.trainer.reader import SampleReader, Source
+from dataengine.trainer.reader import SampleReader, Source, columns_of
 from dataengine.trainer.samples import SampleMaker
 from dataengine.trainer.schedule import Ticket
 from dataengine.trainer.shuffle import mixed
@@ -127,31 +128,23 @@ class BatchMaker:
         draws = plan.draws(ticket)
         rows, epochs = self._rows(draws)
         shape = plan.shapes[ticket.streams[0]]
-        padding = draws.padding if plan.flags_padding else None
-        is_plain = plan.maker.is_plain and plan.collate_fn is None and shape is None
+        made = partial(
+            plan.maker.batch, epochs=epochs, padding=draws.padding if plan.flags_padding else None, shape=shape
+        )
+        is_plain = plan.maker.is_plain and plan.collate_fn is None
         if is_plain and self._reader.is_plain:
             with suppress(StorageError):  # told in full, or replaced, below
-                return Batch(self._plainly(rows, epochs, padding))
+                return Batch(made(self._reader.columns(rows, plan.maker.arrays)))
             is_plain = False
         shards, found = self._reader.read(rows)
         raws = list(found)
         if is_plain:
             with suppress(CorruptObject):  # found again below, by sample
-                return Batch(plan.maker.columns(shards, raws, epochs=epochs, padding=padding))
+                return Batch(made(columns_of(shards, raws, plan.maker.parts)))
         pads = draws.padding.tolist() if plan.flags_padding else [None] * len(rows)
         drawn = map(_Drawn, draws.streams.tolist(), rows.tolist(), epochs.tolist(), repeat(shape), pads)
         values, faults = self._samples(drawn, shards, raws)
         return Batch((plan.collate_fn or collate)(values), tuple(faults))
-
-    def _plainly(
-        self, rows: NDArray[np.int64], epochs: NDArray[np.int64], padding: NDArray[np.bool_] | None
-    ) -> dict[str, Any]:
-        """A plain batch of a plain reader. Raises StorageError where anything is wrong."""
-        maker = self._plan.maker
-        if maker.is_array and (stacked := self._reader.read_stacked(rows)):
-            shards, keys, arrays = stacked
-            return maker.assembled(shards, keys, {maker.parts[0]: arrays}, epochs=epochs, padding=padding)
-        return maker.columns(*self._reader.read_plainly(rows), epochs=epochs, padding=padding)
 
     def _rows(self, draws: Draws) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, epoch) of each draw; of a small part of a batch, those of the same part some rounds on are found, too.

@@ -17,7 +17,6 @@ from dataengine.errors import CorruptObject, InputError
 from dataengine.orientation import DECODER_FAULTS, is_lying, jpeg_orientation, orientation_of, upright, upright_picture
 from dataengine.trainer.arrays import decode_array
 from dataengine.trainer.buckets import Shape
-from dataengine.trainer.tarset import MEMBERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +27,7 @@ _DIVISORS = (8, 4, 2)  # of a JPEG's sides, that its decoder reaches by leaving 
 
 
 def decoder(part: str, decode: Decode, shape: Shape | None = None) -> Callable[[Any], Any] | None:
-    """What turns the bytes of `part`, or a view of them, into its value; None leaves them as they are.
+    """What turns the bytes of `part` into its value; None leaves them as they are.
 
     `pil` makes an RGB picture of the image, `rgb` an array uint8 [height, width, 3], both upright, and with both txt is
     a str, json a dict, and any other member that is an npy file a read-only array; `scaled` is `rgb`, but of a JPEG
@@ -36,7 +35,7 @@ def decoder(part: str, decode: Decode, shape: Shape | None = None) -> Callable[[
     the image's bytes, which may say an orientation. The decoders raise CorruptObject for contents that do not decode.
     """
     if decode == "bytes":
-        return None if part in MEMBERS else bytes
+        return None
     if part == "image":
         if decode == "scaled":
             return partial(_pixels, shape=shape)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dataengine.errors import ConfigError, CorruptObject, StorageError
 from dataengine.storage.store import Root
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAIN = ""
+Contents: TypeAlias = "list[bytes] | NDArray[Any]"
+"""Of a part of several samples: the bytes of each, or arrays [samples, ...] that were stacked while they were read."""
+
+
+class Columns(NamedTuple):
+    """Samples by the column: of each its shard and its key, and part → contents."""
+
+    shards: list[Shard]
+    keys: list[str]
+    contents: dict[str, Contents]
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,11 @@ class SampleReader:
         self._source = source
         self._sets = {part: _open_set(source, part, folder) for part, folder in source.folders().items()}
         self._is_remote = not source.is_local
-        is_alone = len(self._sets) == 1 and source.hashes is None and not self._is_remote
-        self._alone = next(iter(self._sets.values())) if is_alone else None
-        self._stacked = StackedReader(self._alone, source.parts[0]) if isinstance(self._alone, LocalTars) else None
+        self._stacked = {
+            part: StackedReader(tars, part)
+            for part, tars in self._sets.items()
+            if part != MAIN and isinstance(tars, LocalTars)
+        }
         self._wanted = frozenset(source.parts)
         self._hashes = source.hashes
 
@@ -96,34 +108,30 @@ class SampleReader:
         samples = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
         return shards, map(self._sound, rows.tolist(), asked, samples)
 
-    def read_plainly(self, rows: NDArray[np.int64]) -> tuple[list[Shard], Iterator[Raw | StorageError]]:
-        """The same for an `is_plain` reader, in half of the time: but samples may lack parts, and errors say little.
+    def columns(self, rows: NDArray[np.int64], arrays: Container[str]) -> Columns:
+        """Rows of an `is_plain` reader, in half of the time; those of `arrays` stacked where they are alike.
 
-        `read` the rows again where anything is wrong.
+        Raises StorageError, which says little, where anything is wrong: `read` tells it in full.
         """
-        assert self._alone is not None
         shards, asked = self._located(rows)
-        return shards, self._alone.read(asked)
+        found = [self._columns_of_set(part, asked, arrays) for part in self._sets]
+        keys = found[0][0]
+        if any(others != keys for others, _ in found[1:]):
+            raise CorruptObject("siblings hold other keys than the dataset")
+        return Columns(shards, keys, {part: contents for _, of_set in found for part, contents in of_set.items()})
 
-    def read_stacked(self, rows: NDArray[np.int64]) -> tuple[list[Shard], list[str], NDArray[Any]] | None:
-        """Each row's shard and key, and the arrays that the only part asked for is, stacked; for an `is_plain` reader.
-
-        None where they are no such arrays, or anything is wrong; then `read_plainly`.
-        """
-        assert self._stacked is not None
-        shards, asked = self._located(rows)
-        found = self._stacked.read(asked)
-        if not found:
-            return None
-        keys, stacked = found
-        if not all(shard.min_key <= key <= shard.max_key for shard, key in zip(shards, keys, strict=True)):
-            return None
-        return shards, keys, stacked
+    def _columns_of_set(
+        self, name: str, asked: list[tuple[int, int]], arrays: Container[str]
+    ) -> tuple[list[str], Mapping[str, Contents]]:
+        if name in arrays and name in self._stacked and (stacked := self._stacked[name].read(asked)):
+            return stacked[0], {name: stacked[1]}
+        parts = [part for part in self._source.parts if part not in self._sets] if name == MAIN else [name]
+        return _gathered(self._sets[name].read(asked), parts)
 
     @property
     def is_plain(self) -> bool:
-        """Whether all lies in one set of local tars, and nothing is compared with the manifest."""
-        return self._alone is not None
+        """Whether all lies on local disks, and nothing is compared with the manifest."""
+        return self._hashes is None and not self._is_remote
 
     def _located(self, rows: NDArray[np.int64]) -> tuple[list[Shard], list[tuple[int, int]]]:
         """Each row's shard, and (number of the shard, place in it)."""
@@ -183,6 +191,29 @@ class SampleReader:
     def _corrupt(self, place: tuple[int, int], part: str, fault: str) -> CorruptObject:
         where = f"{self.describe(*place)}{f' of {part}' if part else ''}"
         return CorruptObject(f"{where}: {fault}; run `dataengine verify` on the dataset, and copy the shard again")
+
+
+def columns_of(shards: list[Shard], samples: Iterable[Raw | StorageError], parts: Sequence[str]) -> Columns:
+    """Samples that were read one by one, as columns. Raises the first error among them."""
+    return Columns(shards, *_gathered(samples, parts))
+
+
+def _gathered(samples: Iterable[Raw | StorageError], parts: Sequence[str]) -> tuple[list[str], dict[str, Contents]]:
+    """Keys of all samples, contents of `parts`. Raises the first error; CorruptObject where one lacks a part."""
+    keys = []
+    columns: dict[str, list[bytes]] = {part: [] for part in parts}
+    takers = [(part, column.append) for part, column in columns.items()]
+    for sample in samples:
+        if not isinstance(sample, tuple):
+            raise sample
+        key, members = sample
+        keys.append(key)
+        try:
+            for part, take in takers:
+                take(members[part])
+        except KeyError as error:
+            raise CorruptObject(f"key {key!r} has no member {error}, but {sorted(members)}") from error
+    return keys, {**columns}
 
 
 def _open_set(source: Source, part: str, folder: str | None) -> LocalTars | RemoteTars:

@@ -7,7 +7,7 @@ random about a sample is drawn from (seed, epoch, key), so it is the same whatev
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from dataengine.errors import CorruptObject, StorageError
+from dataengine.errors import CorruptObject
 from dataengine.trainer.arrays import decode_array
 from dataengine.trainer.buckets import Shape
 from dataengine.trainer.captions import Caption
@@ -23,6 +23,7 @@ from dataengine.trainer.collate import stack
 from dataengine.trainer.decode import Decode, decode_record, decoder
 from dataengine.trainer.fit import fit
 from dataengine.trainer.index import Shard
+from dataengine.trainer.reader import Columns, Contents
 from dataengine.trainer.tarset import Raw
 
 if TYPE_CHECKING:
@@ -87,88 +88,64 @@ class SampleMaker:
             sample["__pad__"] = pad
         try:
             for part in self.parts:
-                decode = decoder(part, self.decode, shape)
+                decode = self._decoder(part, shape)
                 sample[part] = members[part] if decode is None else decode(members[part])
             if self.caption is not None:
-                record = decode_record(bytes(members["json"]))
+                record = decode_record(members["json"])
                 chosen = self.caption.choose(record, key, self.seed, epoch)
                 sample["caption"], sample["__caption__"] = chosen
         except CorruptObject as error:
             raise CorruptObject(f"shard {shard.name}, key {key}: {error}") from error
         if shape is not None:
             sample["__bucket__"] = shape
-            if hasattr(sample.get("image"), "resize"):  # bytes, and what else a function made, stay as they are
-                sample["image"] = fit(sample["image"], shape)  # arrays stack, and travel cheaply
         if self.transform is None:
             return sample
         return self.transform(sample, sample_rng(self.seed, epoch, key)) if self.wants_rng else self.transform(sample)
 
     @property
     def is_plain(self) -> bool:
-        """Whether `columns` can make whole columns: members only, decoded or not."""
+        """Whether `batch` can make whole columns: members only, decoded or not."""
         return self.transform is None and self.caption is None
 
-    @property
-    def is_array(self) -> bool:
-        """Whether a batch is one column of arrays, which may be read stacked."""
-        return self.is_plain and len(self.parts) == 1 and decoder(self.parts[0], self.decode) is decode_array
+    @cached_property
+    def arrays(self) -> frozenset[str]:
+        """Parts that `batch` takes as arrays, too, stacked already."""
+        return frozenset(part for part in self.parts if decoder(part, self.decode) is decode_array)
 
-    def columns(
-        self,
-        shards: Sequence[Shard],
-        raws: Iterable[Raw | StorageError],
-        *,
-        epochs: NDArray[np.int64],
-        padding: NDArray[np.bool_] | None,
+    def batch(
+        self, read: Columns, epochs: NDArray[np.int64], padding: NDArray[np.bool_] | None, shape: Shape | None
     ) -> dict[str, Any]:
-        """The batch that collated `sample`s would be, without a dict for each.
-
-        Raises the first error among `raws`, and CorruptObject where one lacks a part, or like `sample`.
-        """
-        keys, contents = _sound(raws, self.parts)
-        values = {part: self._column(part, column) for part, column in contents.items()}
-        return self.assembled(shards, keys, values, epochs=epochs, padding=padding)
-
-    def _column(self, part: str, contents: list[bytes]) -> Any:
-        decode = decoder(part, self.decode)
-        return contents if decode is None else stack([decode(content) for content in contents])
-
-    def assembled(
-        self,
-        shards: Sequence[Shard],
-        keys: list[str],
-        values: dict[str, Any],
-        *,
-        epochs: NDArray[np.int64],
-        padding: NDArray[np.bool_] | None,
-    ) -> dict[str, Any]:
-        """The batch of samples of which all columns are made: part → column."""
-        batch: dict[str, Any] = {
-            "__key__": keys,
-            "__source__": [shard.source for shard in shards],
-            "__shard__": [shard.name for shard in shards],
+        """What collated `sample`s would be, without a dict for each. Raises CorruptObject like `sample`."""
+        count = len(read.keys)
+        columns: dict[str, Any] = {
+            "__key__": read.keys,
+            "__source__": [shard.source for shard in read.shards],
+            "__shard__": [shard.name for shard in read.shards],
             "__epoch__": epochs,
-            "__replaced__": np.zeros(len(shards), dtype=np.bool_),
+            "__replaced__": np.zeros(count, dtype=np.bool_),
         }
-        return batch | ({} if padding is None else {"__pad__": padding}) | values
+        if padding is not None:
+            columns["__pad__"] = padding
+        columns |= {part: self._column(part, read.contents[part], shape) for part in self.parts}
+        return columns if shape is None else {**columns, "__bucket__": [shape] * count}
+
+    def _column(self, part: str, contents: Contents, shape: Shape | None) -> Any:
+        decode = self._decoder(part, shape)
+        if isinstance(contents, np.ndarray) or decode is None:
+            return contents
+        return stack([decode(content) for content in contents])
+
+    def _decoder(self, part: str, shape: Shape | None) -> Callable[[bytes], Any] | None:
+        """What makes the value of a part; pictures are fitted to `shape`, of their bucket."""
+        decode = decoder(part, self.decode, shape)
+        if part != "image" or decode is None or shape is None:
+            return decode
+        return lambda content: _fitted(decode(content), shape)
 
 
-def _sound(raws: Iterable[Raw | StorageError], parts: Sequence[str]) -> tuple[list[str], dict[str, list[bytes]]]:
-    """Keys of all of `raws`, and contents of `parts`."""
-    keys = []
-    contents: dict[str, list[bytes]] = {part: [] for part in parts}
-    takers = [(part, column.append) for part, column in contents.items()]
-    for raw in raws:
-        if not isinstance(raw, tuple):
-            raise raw
-        key, members = raw
-        keys.append(key)
-        try:
-            for part, take in takers:
-                take(members[part])
-        except KeyError as error:
-            raise CorruptObject(f"key {key!r} has no member {error}, but {sorted(members)}") from error
-    return keys, contents
+def _fitted(picture: Any, shape: Shape) -> Any:
+    # Arrays stack, and travel cheaply; bytes, and what else a function made, stay as they are.
+    return fit(picture, shape) if hasattr(picture, "resize") else picture
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -20,7 +20,7 @@ from dataengine.trainer.tarset import HEADER_FIELDS, LocalTars
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_TRIES = 16  # batches in a row that were not alike, after which no other is tried
+_MAX_DOUBLINGS = 8  # of the batches that are not tried after one that was not alike
 
 Place = tuple[int, int]
 
@@ -41,18 +41,26 @@ class StackedReader:
     def __init__(self, tars: LocalTars, part: str) -> None:
         self._tars, self._part = tars, part
         self._pattern: _Pattern | None = None
-        self._tries = _TRIES
+        self._misses = self._wait = 0
 
     def read(self, places: Sequence[Place]) -> tuple[list[str], NDArray[Any]] | None:
-        """Keys, and their arrays [samples, ...]; None unless all are sound and like those read before."""
-        if not self._tries:
+        """Keys, and their arrays [samples, ...]; None unless all are sound and alike.
+
+        After each in a row that was not, more and more are not tried, 255 at most: a try costs half of what it saves.
+        """
+        if self._wait:
+            self._wait -= 1
             return None
-        self._pattern = self._pattern or self._learnt(places[0])
-        found = self._read(places, self._pattern) if self._pattern else None
+        known = self._pattern
+        found = self._read(places, known) if known else None
+        if found is None:
+            self._pattern = self._learnt(places[0])
+            found = self._read(places, self._pattern) if self._pattern else None
         if found:
-            self._tries = _TRIES
+            self._misses = 0
         else:
-            self._pattern, self._tries = None, self._tries - 1
+            self._wait = 2 ** min(self._misses, _MAX_DOUBLINGS) - 1
+            self._misses += 1
         return found
 
     def _learnt(self, place: Place) -> _Pattern | None:
@@ -62,7 +70,7 @@ class StackedReader:
             return None
         key, content = sample[0], sample[1][self._part]
         try:
-            decode_array(content)  # also a shape that no array has
+            decode_array(content)  # which no shape survives that arrays cannot have
             layout = array_layout(content)
         except CorruptObject:
             return None
@@ -70,17 +78,20 @@ class StackedReader:
             return None
         head = np.zeros(BLOCK + layout.begin, np.uint8)
         nbytes = BLOCK + len(content) + -len(content) % BLOCK
-        if not self._tars.read_into([place], nbytes, [(head.data, memoryview(bytearray(layout.nbytes)))]):
+        if not self._tars.read_into([place], nbytes, [(head.data, memoryview(bytearray()))]):
             return None  # it has further members
         settled = np.zeros_like(head)
-        for part in (*HEADER_FIELDS.values(), slice(BLOCK, None)):
+        for part in (*HEADER_FIELDS, slice(BLOCK, None)):
             settled[part] = 255
         settled[: len(key)] = 0
         return _Pattern(head, settled, len(key), layout, nbytes)
 
     def _read(self, places: Sequence[Place], pattern: _Pattern) -> tuple[list[str], NDArray[Any]] | None:
         heads = np.empty((len(places), len(pattern.head)), np.uint8)
-        stacked = np.empty((len(places), *pattern.layout.shape), pattern.layout.dtype)
+        try:
+            stacked = np.empty((len(places), *pattern.layout.shape), pattern.layout.dtype)
+        except (MemoryError, ValueError):  # of one large array among small ones; of one axis too many
+            return None
         targets = list(zip(_rows(heads), _rows(stacked), strict=True))
         if not self._tars.read_into(places, pattern.nbytes, targets):
             return None
@@ -88,7 +99,8 @@ class StackedReader:
         if ((heads ^ pattern.head) & pattern.settled).any() or b"." in keys or not keys.isascii():
             return None
         text, step = keys.decode("ascii"), pattern.key_bytes
-        return [text[begin : begin + step] for begin in range(0, len(text), step)], stacked
+        names = [text[begin : begin + step] for begin in range(0, len(text), step)]
+        return (names, stacked) if self._tars.tars.hold(places, names) else None
 
 
 def _is_plain(layout: Layout) -> bool:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import starmap
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +37,9 @@ INDEX = ".idx"
 MEMBERS = ("image", "txt", "json")
 """Of every sample; others have some."""
 _NAME = 100  # bytes of a header that hold a name
-HEADER_FIELDS = {"name": slice(_NAME), "size": slice(124, 135), "magic": slice(257, 262)}
-"""Where a header holds what is read of it. Format: ustar, POSIX.1-1988."""
+_SIZE, _MAGIC = slice(124, 135), slice(257, 262)
+HEADER_FIELDS = (slice(_NAME), _SIZE, _MAGIC)
+"""Where a header holds what is read of it: name, size, magic. Format: ustar, POSIX.1-1988."""
 _MAX_TAR_BYTES = 2**40  # of a tar whose size the manifest does not tell
 
 _ADVICE = "run `dataengine verify` on the dataset, and copy the shard again"
@@ -84,6 +85,11 @@ class Tars:
             raise CorruptObject(f"{strange}; {_ADVICE}")
         return key, {self.part: next(iter(members.values()))} if self.part else members
 
+    def hold(self, places: Iterable[tuple[int, int]], keys: Iterable[str]) -> bool:
+        """Whether every key is one that its shard can have."""
+        shards = [self.shards[number] for number, _ in places]
+        return all(shard.min_key <= key <= shard.max_key for shard, key in zip(shards, keys, strict=True))
+
 
 class _Entries:
     """Entries of an index, and how many of them an epoch has not asked for yet: after the last one they may go."""
@@ -98,7 +104,7 @@ class LocalTars:
     """Tars on this machine's disks, kept open. Belongs to one thread; others make their own."""
 
     def __init__(self, root: Root, tars: Tars) -> None:
-        self._root, self._tars = root, tars
+        self._root, self.tars = root, tars
         self._open: OrderedDict[int, tuple[int, int, int]] = OrderedDict()
         self._max_open = _room_for(len(tars))
         self._entries: OrderedDict[int, _Entries] = OrderedDict()
@@ -119,7 +125,10 @@ class LocalTars:
     def read_into(
         self, places: Iterable[tuple[int, int]], nbytes: int, targets: Sequence[tuple[memoryview, memoryview]]
     ) -> bool:
-        """Whether every sample has `nbytes`, of which the first fill each of its two targets."""
+        """Whether every sample has `nbytes`, of which the first fill its two targets, as large as everybody's.
+
+        What follows is not read. If not, any of the targets may be filled.
+        """
         wanted = sum(map(len, targets[0]))
         try:
             for (shard, place), target in zip(places, targets, strict=True):
@@ -153,7 +162,7 @@ class LocalTars:
                 )
             # The bytes are let go before the next ones are read, so that the allocator gives the same memory, still in
             # the processor's cache: half of the time of reading them all and then cutting them up.
-            return self._tars.parsed(shard, content)
+            return self.tars.parsed(shard, content)
         except struct.error:
             error: StorageError = CorruptObject(f"{self._address(shard)}{INDEX}: has no entry {place}; copy it again")
         except OSError as fault:
@@ -172,7 +181,7 @@ class LocalTars:
         return entries
 
     def _opened(self, shard: int) -> tuple[int, int, int]:
-        tar = self._tars[shard]
+        tar = self.tars[shard]
         path = self._root.local_path(tar.path)
         assert path is not None
         descriptor = _opened_file(path)
@@ -191,7 +200,7 @@ class LocalTars:
         return descriptor, index, size
 
     def _address(self, shard: int) -> str:
-        return self._root.address(self._tars[shard].path)
+        return self._root.address(self.tars[shard].path)
 
 
 class RemoteTars:
@@ -277,7 +286,8 @@ def parse_sample(content: bytes) -> Raw:
 @cache
 def _fields(key_bytes: int) -> Callable[[bytes, int], tuple[bytes, bytes, bytes, bytes]]:
     """What unpacks a header of a key of so many bytes: key, the rest of the name, size, magic."""
-    return struct.Struct(f"{key_bytes}s{_NAME - key_bytes}s24x11s122x5s").unpack_from
+    gaps = (f"{after.start - before.stop}x{after.stop - after.start}s" for before, after in pairwise(HEADER_FIELDS))
+    return struct.Struct(f"{key_bytes}s{_NAME - key_bytes}s" + "".join(gaps)).unpack_from
 
 
 @lru_cache(maxsize=256)

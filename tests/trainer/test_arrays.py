@@ -63,6 +63,7 @@ def crafted(descr: str, shape: str, payload: bytes) -> bytes:
         crafted("|O", "(1,)", bytes(8)),
         crafted("nonsense", "(1,)", bytes(8)),
         crafted("<f4", "__import__", bytes(8)),
+        crafted("', 'descr': {'names': ['a'], 'formats': ['<f4'], 'offsets': [2**70]}, 'x': '", "(1,)", bytes(8)),
         b"\x93NUMPY",
         b"\x93NUMPY\x01\x00\xff\xff",
         b"\x93NUMPY\x02\x00" + (900_001).to_bytes(4, "little") + b"-" * 900_000 + b"1",

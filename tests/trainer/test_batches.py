@@ -1,17 +1,19 @@
-"""What a worker is asked for next is placed ahead, and changes nothing about which rows it draws."""
+"""A batch holds the rows of the plan, however far ahead they were placed, and whole columns or samples alike."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataengine.trainer import DataLoader, ShardDataset
+from dataengine.trainer import Buckets, DataLoader, ShardDataset
 from dataengine.trainer.batches import BatchMaker
+from dataengine.trainer.decode import Decode
 from dataengine.trainer.loader import Tail
-from tests.trainer.publishing import publish
+from tests.trainer.publishing import publish, write_siblings
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,30 @@ def test_rows_are_placed_ahead_at_all(corpus: Path, monkeypatch: pytest.MonkeyPa
         ticket, point = loader._schedule.step(point)
         maker._rows(plan.draws(ticket))
     assert calls < 25
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, list) and not isinstance(one[0], str | bytes):
+        return len(one) == len(other) and all(map(same, one, other))  # type: ignore[arg-type, call-overload]
+    return type(one) is type(other) and np.array_equal(np.asarray(one), np.asarray(other))
+
+
+NO_BUCKETS = [(decode, False, tail) for decode in ("pil", "rgb", "bytes", len) for tail in ("carry", "pad")]
+BUCKETS = [(decode, True, "carry") for decode in ("pil", "rgb", "scaled", "bytes", len)]
+
+
+@pytest.mark.parametrize(("decode", "bucketed", "tail"), [*NO_BUCKETS, *BUCKETS])
+def test_whole_columns_are_those_of_collated_samples(
+    tmp_path: Path, decode: Decode, bucketed: bool, tail: Tail
+) -> None:
+    sizes = ((16, 12), (12, 16), (20, 20), (40, 20))
+    folder = publish(tmp_path / "pairs", {"alpha": (60, 40)}, picture_size=lambda number: sizes[number % 4])
+    write_siblings(folder, "latents")
+    buckets = Buckets(((12, 16), (16, 16), (24, 12))) if bucketed else None
+    options = {"parts": ("image", "latent", "txt", "json"), "siblings": {"latent": "latents"}, "buckets": buckets}
+    columns = ShardDataset(folder, decode=decode, **options)  # type: ignore[arg-type]
+    samples = ShardDataset(folder, decode=decode, transform=lambda sample: sample, **options)  # type: ignore[arg-type]
+    loaders = (DataLoader(dataset, global_batch_size=8, tail=tail) for dataset in (columns, samples))
+    for one, other in zip(*loaders, strict=True):
+        assert one.keys() == other.keys()
+        assert all(same(one[name], other[name]) for name in one)

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataengine.errors import CorruptObject
 from dataengine.storage.store import Root
-from dataengine.trainer import DataLoader, ShardDataset
-from dataengine.trainer.arrays import decode_array
+from dataengine.trainer import DataLoader, ShardDataset, reader
+from dataengine.trainer.arrays import array_layout, decode_array
 from dataengine.trainer.index import Shard
 from dataengine.trainer.reader import SampleReader
-from dataengine.trainer.stacked import StackedReader
+from dataengine.trainer.stacked import StackedReader, _Pattern
 from dataengine.trainer.tarset import LocalTars, Tars
-from tests.trainer.publishing import publish, write_siblings
+from tests.trainer.publishing import publish, read_rows, write_siblings
 
 Member = tuple[str, bytes]
 COUNT = 6
@@ -55,7 +56,7 @@ def write(folder: Path, samples: Sequence[Sequence[Member]], **fields: int) -> P
 
 
 def opened(folder: Path) -> LocalTars:
-    shard = Shard("one", "one", "one.tar", 0, "train", "", "\x7f" * 99)  # the reader above compares keys with these
+    shard = Shard("one", "one", "one.tar", 0, "train", "", "\x7f" * 99)
     return LocalTars(Root(str(folder)), Tars((shard,), "latent"))
 
 
@@ -181,16 +182,53 @@ def test_what_ends_early_is_left_to_the_other_reader(tmp_path: Path, cut: str) -
     assert cut == "index" or reader.read(PLACES) is None  # whose entries were read before
 
 
-def test_batches_that_are_never_alike_are_not_tried_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(reader: StackedReader, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What grows by one with each batch that is tried."""
+    tried: list[object] = []
+    learn = reader._learnt
+    monkeypatch.setattr(reader, "_learnt", lambda place: tried.append(place) or learn(place))
+    return tried
+
+
+def test_batches_that_are_never_alike_are_tried_less_and_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = [npy(FLOATS), npy(FLOATS.view(np.int32))]
     write(tmp_path, [[(f"{key}.npy", arrays[number % 2])] for number, key in enumerate(keys(COUNT))])
-    tars = opened(tmp_path)
-    reader, tried = StackedReader(tars, "latent"), []
-    read_into = tars.read_into
-    monkeypatch.setattr(tars, "read_into", lambda *what: tried.append(what) or read_into(*what))
-    for _ in range(100):
+    reader = StackedReader(opened(tmp_path), "latent")
+    tried = counted(reader, monkeypatch)
+    for _ in range(1000):
         assert reader.read(PLACES) is None
-    assert 16 <= len(tried) <= 32
+    assert 9 <= len(tried) <= 12
+    alike = PLACES[::2]
+    assert sum(reader.read(alike) is None for _ in range(1000)) <= 255
+    assert reader.read(PLACES) is None
+    assert reader.read(alike) is not None  # the next after a single one
+
+
+def test_batches_alike_by_turns_are_all_stacked(tmp_path: Path) -> None:
+    arrays = [npy(FLOATS), npy(FLOATS.view(np.int32))]
+    write(tmp_path, [[(f"{key}.npy", arrays[number % 2])] for number, key in enumerate(keys(COUNT))])
+    reader = StackedReader(opened(tmp_path), "latent")
+    for turn in range(20):
+        check_same(reader.read(PLACES[turn % 2 :: 2]), one_by_one(tmp_path, PLACES[turn % 2 :: 2]))
+
+
+@pytest.mark.parametrize(
+    "large", [np.broadcast_to(np.uint8(0), 2**60), np.zeros((1,) * 64, np.uint8)], ids=["an exbibyte", "64 axes"]
+)
+def test_one_array_that_no_memory_holds_six_times_is_read_alone(
+    tmp_path: Path, large: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first only the header is written: its values are a hole in the file."""
+    tars = opened(tmp_path)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(large))
+    write(tmp_path, [[(f"{key}.npy", npy(FLOATS))] for key in keys(COUNT)])
+    layout = array_layout(header.getvalue())
+    assert layout is not None
+    head = np.zeros(512, np.uint8)
+    reader = StackedReader(tars, "latent")
+    monkeypatch.setattr(reader, "_learnt", lambda place: _Pattern(head, head, 32, layout, 1024))
+    assert reader.read(PLACES) is None
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +248,10 @@ def test_a_loader_of_latents_reads_them_stacked(
 ) -> None:
     folder, arrays = latents
 
-    def read_plainly(*_: object) -> None:
+    def gathered(*_: object) -> None:
         raise AssertionError("sample by sample")
 
-    monkeypatch.setattr(SampleReader, "read_plainly", read_plainly)
+    monkeypatch.setattr(reader, "_gathered", gathered)
     loader = DataLoader(dataset_of(folder), global_batch_size=9, num_workers=num_workers, workers=workers)  # type: ignore[arg-type]
     seen = {}
     for batch in loader:
@@ -243,10 +281,8 @@ def test_a_corrupt_latent_is_replaced_and_the_rest_is_read_stacked(
     content[257] ^= 1  # of the first sample's header
     path.write_bytes(content)
     found = []
-    read_stacked = SampleReader.read_stacked
-    monkeypatch.setattr(
-        SampleReader, "read_stacked", lambda self, rows: found.append(read_stacked(self, rows)) or found[-1]
-    )
+    read = StackedReader.read
+    monkeypatch.setattr(StackedReader, "read", lambda self, places: found.append(read(self, places)) or found[-1])
     loader = DataLoader(dataset_of(folder), global_batch_size=9)
     batches = list(loader)
     replaced = [index for index, batch in enumerate(batches) if batch["__replaced__"].any()]
@@ -262,5 +298,39 @@ def test_a_corrupt_latent_is_replaced_and_the_rest_is_read_stacked(
 def test_latents_of_other_samples_are_noticed(tmp_path: Path) -> None:
     folder = publish(tmp_path / "pairs", {"alpha": (40,)})
     write_siblings(folder, "latents", rename=lambda key: "f" * 32)
-    reader = SampleReader(dataset_of(folder).source)
-    assert reader.read_stacked(np.arange(4)) is None
+    with pytest.raises(CorruptObject, match="holds key 'fff"):
+        SampleReader(dataset_of(folder).source).columns(np.arange(4), {"latent"})
+
+
+@pytest.mark.parametrize("parts", [("txt", "latent"), ("latent", "image", "json"), ("latent", "other")])
+def test_siblings_are_stacked_beside_other_parts(
+    latents: tuple[Path, dict[str, np.ndarray]], parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, arrays = latents
+    siblings = {"latent": "latents"} | ({"other": str(folder / "latents")} if "other" in parts else {})
+    found = []
+    read = StackedReader.read
+    monkeypatch.setattr(StackedReader, "read", lambda self, places: found.append(read(self, places)) or found[-1])
+    plain = ShardDataset(folder, parts=parts, siblings=siblings, decode="rgb")
+    single = ShardDataset(folder, parts=parts, siblings=siblings, decode="rgb", transform=lambda sample: sample)
+    batches = list(DataLoader(plain, global_batch_size=9))
+    assert found
+    assert all(found)
+    for one, other in zip(batches, DataLoader(single, global_batch_size=9), strict=True):
+        assert list(one) == list(other)
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert sorted(key for batch in batches for key in batch["__key__"]) == sorted(arrays)
+
+
+def test_siblings_of_shifted_samples_are_told_as_one_by_one(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs", {"alpha": (40,)})
+    rows = [row["key"] for row in read_rows(folder)]
+    rows[3:5] = rows[4:2:-1]
+    turned = dict(zip(sorted(rows), rows, strict=True))
+    write_siblings(folder, "latents", rename=turned.__getitem__)
+    dataset = ShardDataset(folder, parts=("txt", "latent"), siblings={"latent": "latents"}, shuffle=False)
+    loader = DataLoader(dataset, global_batch_size=8, on_corrupt="raise")
+    with pytest.raises(CorruptObject, match="sample 3 of latent: holds key"):
+        next(iter(loader))
+    kept = list(DataLoader(dataset, global_batch_size=8))
+    assert sum(int(batch["__replaced__"].sum()) for batch in kept) == 2
