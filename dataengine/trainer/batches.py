@@ -132,14 +132,13 @@ class BatchMaker:
             plan.maker.batch, epochs=epochs, padding=draws.padding if plan.flags_padding else None, shape=shape
         )
         is_plain = plan.maker.is_plain and plan.collate_fn is None
-        if is_plain and self._reader.is_plain:
-            with suppress(StorageError):  # told in full, or replaced, below
-                return Batch(made(self._reader.columns(rows, plan.maker.arrays)))
-            is_plain = False
+        if is_plain and self._reader.is_plain and (columns := self._reader.columns(rows, plan.maker.arrays)):
+            with suppress(CorruptObject):  # found again below, by sample
+                return Batch(made(columns))
         shards, found = self._reader.read(rows)
         raws = list(found)
-        if is_plain:
-            with suppress(CorruptObject):  # found again below, by sample
+        if is_plain and not self._reader.is_plain:
+            with suppress(CorruptObject):
                 return Batch(made(columns_of(shards, raws, plan.maker.parts)))
         pads = draws.padding.tolist() if plan.flags_padding else [None] * len(rows)
         drawn = map(_Drawn, draws.streams.tolist(), rows.tolist(), epochs.tolist(), repeat(shape), pads)

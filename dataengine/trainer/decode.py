@@ -26,7 +26,7 @@ NAMED = ("pil", "rgb", "scaled", "bytes")
 _DIVISORS = (8, 4, 2)  # of a JPEG's sides, that its decoder reaches by leaving out high frequencies
 
 
-def decoder(part: str, decode: Decode, shape: Shape | None = None) -> Callable[[Any], Any] | None:
+def decoder(part: str, decode: Decode, shape: Shape | None = None) -> Callable[[bytes], Any] | None:
     """What turns the bytes of `part` into its value; None leaves them as they are.
 
     `pil` makes an RGB picture of the image, `rgb` an array uint8 [height, width, 3], both upright, and with both txt is

@@ -1,7 +1,7 @@
 """Reads rows of a dataset: key, members and, where latents lie in sibling tars, those too.
 
-In go row numbers; out come their shards, and `Raw` samples or the error that each met, named by shard, key or place.
-It decodes nothing and replaces nothing.
+In go row numbers; out come their shards, and `Raw` samples or the error that each met, named by shard, key or place; or
+all of them by the column, arrays stacked. It decodes nothing else, and replaces nothing.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class SampleReader:
             if part != MAIN and isinstance(tars, LocalTars)
         }
         self._wanted = frozenset(source.parts)
+        self._own_parts = [part for part in source.parts if part not in self._sets]
         self._hashes = source.hashes
 
     def read(self, rows: NDArray[np.int64]) -> tuple[list[Shard], Iterator[Raw | StorageError]]:
@@ -108,25 +109,29 @@ class SampleReader:
         samples = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
         return shards, map(self._sound, rows.tolist(), asked, samples)
 
-    def columns(self, rows: NDArray[np.int64], arrays: Container[str]) -> Columns:
+    def columns(self, rows: NDArray[np.int64], arrays: Container[str]) -> Columns | None:
         """Rows of an `is_plain` reader, in half of the time; those of `arrays` stacked where they are alike.
 
-        Raises StorageError, which says little, where anything is wrong: `read` tells it in full.
+        None where anything is wrong: `read` tells what.
         """
         shards, asked = self._located(rows)
-        found = [self._columns_of_set(part, asked, arrays) for part in self._sets]
+        try:
+            found = [self._columns_of_set(part, shards, asked, arrays) for part in self._sets]
+        except StorageError:
+            return None
         keys = found[0][0]
         if any(others != keys for others, _ in found[1:]):
-            raise CorruptObject("siblings hold other keys than the dataset")
+            return None
         return Columns(shards, keys, {part: contents for _, of_set in found for part, contents in of_set.items()})
 
     def _columns_of_set(
-        self, name: str, asked: list[tuple[int, int]], arrays: Container[str]
+        self, name: str, shards: list[Shard], asked: list[tuple[int, int]], arrays: Container[str]
     ) -> tuple[list[str], Mapping[str, Contents]]:
         if name in arrays and name in self._stacked and (stacked := self._stacked[name].read(asked)):
-            return stacked[0], {name: stacked[1]}
-        parts = [part for part in self._source.parts if part not in self._sets] if name == MAIN else [name]
-        return _gathered(self._sets[name].read(asked), parts)
+            keys, values = stacked
+            if all(shard.min_key <= key <= shard.max_key for shard, key in zip(shards, keys, strict=True)):
+                return keys, {name: values}
+        return _gathered(self._sets[name].read(asked), self._own_parts if name == MAIN else [name])
 
     @property
     def is_plain(self) -> bool:

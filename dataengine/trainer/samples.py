@@ -1,7 +1,7 @@
 """Makes samples of what was read: members decoded, caption chosen, picture fitted, transform applied.
 
-In go `Raw` samples with their shards and the epoch that each is drawn in; out come samples or whole columns. Everything
-random about a sample is drawn from (seed, epoch, key), so it is the same whatever worker makes it.
+In go `Raw` samples or `Columns`, and the epoch that each sample is drawn in; out come samples, or batches of whole
+columns. Everything random about a sample is drawn from (seed, epoch, key), so it is the same whatever worker makes it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class SampleMaker:
             sample["__pad__"] = pad
         try:
             for part in self.parts:
-                decode = self._decoder(part, shape)
+                decode = self._decoding(part, shape)
                 sample[part] = members[part] if decode is None else decode(members[part])
             if self.caption is not None:
                 record = decode_record(members["json"])
@@ -126,16 +126,20 @@ class SampleMaker:
         }
         if padding is not None:
             columns["__pad__"] = padding
-        columns |= {part: self._column(part, read.contents[part], shape) for part in self.parts}
+        # Pictures last: they cost the most, and are made again by the sample where another part is corrupt.
+        found = {
+            part: self._column(part, read.contents[part], shape) for part in sorted(self.parts, key="image".__eq__)
+        }
+        columns |= {part: found[part] for part in self.parts}
         return columns if shape is None else {**columns, "__bucket__": [shape] * count}
 
     def _column(self, part: str, contents: Contents, shape: Shape | None) -> Any:
-        decode = self._decoder(part, shape)
+        decode = self._decoding(part, shape)
         if isinstance(contents, np.ndarray) or decode is None:
             return contents
         return stack([decode(content) for content in contents])
 
-    def _decoder(self, part: str, shape: Shape | None) -> Callable[[bytes], Any] | None:
+    def _decoding(self, part: str, shape: Shape | None) -> Callable[[bytes], Any] | None:
         """What makes the value of a part; pictures are fitted to `shape`, of their bucket."""
         decode = decoder(part, self.decode, shape)
         if part != "image" or decode is None or shape is None:

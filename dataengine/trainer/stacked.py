@@ -99,8 +99,7 @@ class StackedReader:
         if ((heads ^ pattern.head) & pattern.settled).any() or b"." in keys or not keys.isascii():
             return None
         text, step = keys.decode("ascii"), pattern.key_bytes
-        names = [text[begin : begin + step] for begin in range(0, len(text), step)]
-        return (names, stacked) if self._tars.tars.hold(places, names) else None
+        return [text[begin : begin + step] for begin in range(0, len(text), step)], stacked
 
 
 def _is_plain(layout: Layout) -> bool:

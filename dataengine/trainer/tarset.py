@@ -85,11 +85,6 @@ class Tars:
             raise CorruptObject(f"{strange}; {_ADVICE}")
         return key, {self.part: next(iter(members.values()))} if self.part else members
 
-    def hold(self, places: Iterable[tuple[int, int]], keys: Iterable[str]) -> bool:
-        """Whether every key is one that its shard can have."""
-        shards = [self.shards[number] for number, _ in places]
-        return all(shard.min_key <= key <= shard.max_key for shard, key in zip(shards, keys, strict=True))
-
 
 class _Entries:
     """Entries of an index, and how many of them an epoch has not asked for yet: after the last one they may go."""
@@ -104,7 +99,7 @@ class LocalTars:
     """Tars on this machine's disks, kept open. Belongs to one thread; others make their own."""
 
     def __init__(self, root: Root, tars: Tars) -> None:
-        self._root, self.tars = root, tars
+        self._root, self._tars = root, tars
         self._open: OrderedDict[int, tuple[int, int, int]] = OrderedDict()
         self._max_open = _room_for(len(tars))
         self._entries: OrderedDict[int, _Entries] = OrderedDict()
@@ -162,7 +157,7 @@ class LocalTars:
                 )
             # The bytes are let go before the next ones are read, so that the allocator gives the same memory, still in
             # the processor's cache: half of the time of reading them all and then cutting them up.
-            return self.tars.parsed(shard, content)
+            return self._tars.parsed(shard, content)
         except struct.error:
             error: StorageError = CorruptObject(f"{self._address(shard)}{INDEX}: has no entry {place}; copy it again")
         except OSError as fault:
@@ -181,7 +176,7 @@ class LocalTars:
         return entries
 
     def _opened(self, shard: int) -> tuple[int, int, int]:
-        tar = self.tars[shard]
+        tar = self._tars[shard]
         path = self._root.local_path(tar.path)
         assert path is not None
         descriptor = _opened_file(path)
@@ -200,7 +195,7 @@ class LocalTars:
         return descriptor, index, size
 
     def _address(self, shard: int) -> str:
-        return self._root.address(self.tars[shard].path)
+        return self._root.address(self._tars[shard].path)
 
 
 class RemoteTars:

@@ -174,7 +174,7 @@ def _array(packed: _Array, memory: mmap.mmap) -> Any:
 
 def _is_large(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.nbytes >= _MIN_BYTES and not value.dtype.hasobject
+        return value.nbytes >= _MIN_BYTES and value.dtype.kind not in "OV"  # which their text does not tell in full
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return False

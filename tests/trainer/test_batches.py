@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataengine.errors import StorageError
 from dataengine.trainer import Buckets, DataLoader, ShardDataset
 from dataengine.trainer.batches import BatchMaker
 from dataengine.trainer.decode import Decode
@@ -93,3 +94,40 @@ def test_whole_columns_are_those_of_collated_samples(
     for one, other in zip(*loaders, strict=True):
         assert one.keys() == other.keys()
         assert all(same(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("buckets", [None, Buckets(((16, 12),))])
+def test_what_a_decode_function_raises_is_not_taken_for_a_fault_of_the_data(
+    corpus: Path, buckets: Buckets | None
+) -> None:
+    calls = []
+
+    def decode(content: bytes) -> int:
+        calls.append(content)
+        if len(calls) == 20:
+            raise StorageError("my disk")
+        return len(content)
+
+    dataset = ShardDataset(corpus, parts=("image",), decode=decode, buckets=buckets)
+    with pytest.raises(StorageError, match="my disk"):
+        list(DataLoader(dataset, global_batch_size=8))
+    assert len(calls) == 20
+
+
+def test_pictures_are_not_decoded_before_another_part_is_known_to_be_sound(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "pairs", {"alpha": (40,)})
+    write_siblings(folder, "latents")
+    path = next((folder / "latents").glob("*.tar"))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"<f2")] = ord(",")  # one bit
+    path.write_bytes(content)
+    decoded = []
+    dataset = ShardDataset(
+        folder,
+        parts=("image", "latent"),
+        siblings={"latent": "latents"},
+        decode=lambda picture: decoded.append(picture),
+    )
+    batches = list(DataLoader(dataset, global_batch_size=8))
+    assert sum(int(batch["__replaced__"].sum()) for batch in batches) == 1
+    assert len(decoded) <= 41

@@ -298,8 +298,9 @@ def test_a_corrupt_latent_is_replaced_and_the_rest_is_read_stacked(
 def test_latents_of_other_samples_are_noticed(tmp_path: Path) -> None:
     folder = publish(tmp_path / "pairs", {"alpha": (40,)})
     write_siblings(folder, "latents", rename=lambda key: "f" * 32)
+    assert SampleReader(dataset_of(folder).source).columns(np.arange(4), {"latent"}) is None
     with pytest.raises(CorruptObject, match="holds key 'fff"):
-        SampleReader(dataset_of(folder).source).columns(np.arange(4), {"latent"})
+        next(iter(DataLoader(dataset_of(folder), global_batch_size=4)))
 
 
 @pytest.mark.parametrize("parts", [("txt", "latent"), ("latent", "image", "json"), ("latent", "other")])

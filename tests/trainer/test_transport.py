@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from dataengine.trainer.transport import Receiver, Sender
 
+RECORD = [("a", "<f4"), ("b", "<i4")]
 ARRAYS = st.builds(
     lambda dtype, shape, seed: np.random.default_rng(seed).integers(0, 2, shape).astype(dtype),
-    st.sampled_from(["u1", "<f4", "<i8", "?", "O"]),
+    st.sampled_from(["u1", "<f4", "<i8", "?", "O", "<M8[s]", RECORD]),
     st.sampled_from([(), (0,), (3,), (40, 7), (0, 5), (1000,)]),
     st.integers(0, 9),
 )
