@@ -105,15 +105,14 @@ def main() -> None:
     for tier in arguments.tiers:
         kind, worker_counts, names = TIERS[tier]
         for workers in worker_counts:
-            for name in names:
-                if (name in PEERS and not peers) or ("threads" in name and not workers):
-                    continue
-                print(f"running {tier} {name} with {workers} workers ...", file=sys.stderr, flush=True)
-                python = peers if name in PEERS and peers else sys.executable
-                times = range(arguments.repeat)
-                results[f"{tier} w{workers} {name}"] = row_of(
-                    [run(python, name, tier, workers, corpora[kind]) for _ in times]
-                )
+            chosen = [name for name in names if (peers or name not in PEERS) and (workers or "threads" not in name)]
+            pythons = {name: peers if name in PEERS and peers else sys.executable for name in chosen}
+            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+            for _ in range(arguments.repeat):  # by turns: a minute in which the machine is slow is everybody's
+                for name in chosen:
+                    print(f"running {tier} {name} with {workers} workers ...", file=sys.stderr, flush=True)
+                    runs[name].append(run(pythons[name], name, tier, workers, corpora[kind]))
+            results |= {f"{tier} w{workers} {name}": row_of(of) for name, of in runs.items()}
     report("trainer", results, goals_of(results))
 
 
