@@ -70,7 +70,7 @@ class StackedReader:
             return None
         key, content = sample[0], sample[1][self._part]
         try:
-            decode_array(content)  # which no shape survives that arrays cannot have
+            decode_array(content)  # raises for shapes that no array can have
             layout = array_layout(content)
         except CorruptObject:
             return None

@@ -117,6 +117,7 @@ class _Packer:
             return tuple(self.pack(of) for of in value)
         if isinstance(value, list):
             if value and isinstance(value[0], bytes) and all(isinstance(of, bytes) for of in value):
+                # Nothing but empty ones take no slot, without which the parent unpacks nothing.
                 return self._bytes(value) if any(value) else value
             if value and _is_large(value[0]):
                 return [self.pack(of) for of in value]

@@ -215,10 +215,10 @@ def test_batches_alike_by_turns_are_all_stacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "large", [np.broadcast_to(np.uint8(0), 2**60), np.zeros((1,) * 64, np.uint8)], ids=["an exbibyte", "64 axes"]
 )
-def test_one_array_that_no_memory_holds_six_times_is_read_alone(
+def test_an_array_too_large_to_stack_ends_in_no_error(
     tmp_path: Path, large: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the first only the header is written: its values are a hole in the file."""
+    """Where the first sample of a batch is large, and the others are not."""
     tars = opened(tmp_path)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(large))
