@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from dataengine.errors import ConfigError
@@ -87,12 +87,17 @@ def texts(name: str, value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def weights(name: str, value: Any) -> None:
-    """Raises ConfigError unless `value` maps names to finite numbers from 0, one of them above 0."""
+def weights(name: str, value: Any) -> dict[str, float]:
+    """A mapping of names to finite numbers from 0, one of them above 0, as plain numbers. Raises ConfigError."""
     numbers = [_finite(one) for one in value.values()] if isinstance(value, Mapping) else []
     named = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     if not named or None in numbers or any(one < 0 for one in numbers if one is not None) or not any(numbers):
         raise ConfigError(f"{name} {shown(value)}: wanted a dict of names and numbers from 0, one of them above 0")
+    return {key: _plain(one) for key, one in value.items()}
+
+
+def _plain(value: Any) -> float:
+    return operator.index(value) if isinstance(value, Integral) else float(value)
 
 
 def _finite(value: Any) -> float | None:

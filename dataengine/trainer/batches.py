@@ -68,6 +68,11 @@ class BatchPlan:
     on_corrupt: OnCorrupt = "replace"
     flags_padding: bool = False
 
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether a function of the user's makes something of samples or batches."""
+        return self.collate_fn is not None or self.maker.transform is not None or callable(self.maker.decode)
+
     def draws(self, ticket: Ticket) -> Draws:
         """This rank's draws of a global batch."""
         begin, end = (ticket.size * number // self.world_size for number in (self.rank, self.rank + 1))

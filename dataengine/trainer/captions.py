@@ -31,7 +31,7 @@ class Caption:
 
     def __post_init__(self) -> None:
         arguments.number("caption: drop", self.drop, 0, 1)
-        arguments.weights("caption: weights", self.weights)
+        object.__setattr__(self, "weights", arguments.weights("caption: weights", self.weights))
 
     def choose(self, record: Mapping[str, Any], key: str, seed: int, epoch: int) -> tuple[str, str]:
         """(caption, its name) for the sample of `key` with the json `record`; ("", "") when it is dropped."""

@@ -59,7 +59,7 @@ def stack(column: list[Any]) -> Any:
         alike = all(
             isinstance(one, np.ndarray) and (one.shape, one.dtype) == (first.shape, first.dtype) for one in column
         )
-        return np.stack(column) if alike else column
+        return (np.ma if isinstance(first, np.ma.MaskedArray) else np).stack(column) if alike else column
     if isinstance(first, _NUMBER):
         return np.array(column) if all(isinstance(one, _NUMBER) for one in column) else column
     torch = sys.modules.get("torch")  # whoever made a tensor has imported it

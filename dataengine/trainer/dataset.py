@@ -7,6 +7,7 @@ mixtures, ranks, workers and positions are the business of `dataengine.trainer.l
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _READ_AHEAD = 64  # samples that iterating reads at once
 _MAX_SEED = 2**64 - 1
+MAX_EPOCHS = 2**31
 
 
 class ShardDataset:
@@ -104,6 +106,7 @@ class ShardDataset:
         wanted = tuple(parts) if caption is None or "json" in parts else (*parts, "json")
         hashes = load_hashes(version, shards) if check_hashes else None
         self.source = Source(version, shards, wanted, siblings, hashes, patience or Patience(), cache)
+        self._epoch, self._readers = 0, threading.local()
         self.maker = SampleMaker(tuple(parts), decode, seed, caption, transform)
 
     @property
@@ -129,7 +132,15 @@ class ShardDataset:
             raise IndexError(f"index beyond {length} samples")
         wanted = np.array(numbers, dtype=np.int64) % length
         streams = np.searchsorted(self._bounds, wanted, side="right") - 1
-        return self.samples(self._natural, streams, wanted - self._bounds[streams])
+        of_epoch = self._epoch * np.diff(self._bounds)[streams]
+        return self.samples(self._natural, streams, wanted - self._bounds[streams] + of_epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that samples are drawn in by `[]` and `for`: their generators and captions differ by it.
+
+        Samplers and loaders of others do not tell. `DataLoader` and the adapters need none.
+        """
+        self._epoch = arguments.whole("epoch", epoch, 0, MAX_EPOCHS)
 
     def __iter__(self) -> Iterator[Any]:
         """Every sample of the view once, in its order. For training use `DataLoader`."""
@@ -166,7 +177,10 @@ class ShardDataset:
         return tuple(StreamOrder(stream.chunks, order, number) for number, stream in enumerate(self.view.streams))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "_natural", "_bounds")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_readers", "_natural", "_bounds")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _readers=threading.local())
 
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
@@ -177,9 +191,13 @@ class ShardDataset:
         order = Order(0, 1, shuffle=False)
         return tuple(StreamOrder(stream.chunks, order) for stream in self.view.streams)
 
-    @cached_property
+    @property
     def _reader(self) -> SampleReader:
-        return SampleReader(self.source)
+        """This thread's own, as it belongs to one."""
+        reader: SampleReader | None = getattr(self._readers, "reader", None)
+        if reader is None:
+            reader = self._readers.reader = SampleReader(self.source)
+        return reader
 
 
 def _check_parts(parts: Sequence[str]) -> None:

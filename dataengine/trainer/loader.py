@@ -16,15 +16,16 @@ from dataengine.errors import ConfigError, CorruptObject
 from dataengine.trainer import arguments
 from dataengine.trainer.batches import Batch, BatchPlan, Fault, OnCorrupt
 from dataengine.trainer.collate import pinned
-from dataengine.trainer.dataset import ShardDataset
+from dataengine.trainer.dataset import MAX_EPOCHS, ShardDataset
 from dataengine.trainer.fit import installed_torch
 from dataengine.trainer.plan import Plan
 from dataengine.trainer.position import Position, load, save
+from dataengine.trainer.processes import Processes
 from dataengine.trainer.ranks import batch_size, check_batches, rank_and_world_size
 from dataengine.trainer.schedule import Point, Schedule, Tail
-from dataengine.trainer.workers import NoWorkers, Pool, Processes, Threads
+from dataengine.trainer.workers import NoWorkers, Pool, Threads
 
-_MAX_WORKERS, _MAX_AHEAD, _MAX_EPOCHS = 1024, 1024, 2**31
+_MAX_WORKERS, _MAX_AHEAD = 1024, 1024
 _LOG = logging.getLogger("dataengine.trainer")
 
 
@@ -125,7 +126,7 @@ class DataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a position inside that epoch stays, so that resuming loops may call it."""
-        epoch = arguments.whole("epoch", epoch, 0, _MAX_EPOCHS)
+        epoch = arguments.whole("epoch", epoch, 0, MAX_EPOCHS)
         if epoch != self.epoch:
             self._go(Position(self._schedule.at_epoch(epoch), self._position.order_batch, self._position.weights))
 
@@ -138,10 +139,10 @@ class DataLoader:
             raise ConfigError(
                 "set_mixture: the dataset was opened without a mixture; give it one, if only of equal parts"
             )
-        arguments.weights("set_mixture:", weights)
+        weights = arguments.weights("set_mixture:", weights)
         other = self._dataset.view.schedule(self._batch, self._tail, weights)
         self._schedule, point = self._schedule.reweighted(other.weights, self._position.point)
-        self._go(Position(point, self._position.order_batch, dict(weights)))
+        self._go(Position(point, self._position.order_batch, weights))
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batches handed out so far: a small JSON object, the same on every rank."""
@@ -172,17 +173,25 @@ class DataLoader:
             self._closing()
         self._pool = self._closing = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the workers, and what they have open: a copy starts its own."""
+        return {**self.__dict__, "_pool": None, "_closing": None, "skipped": list(self.skipped)}
+
     def __iter__(self) -> Iterator[Any]:
         epoch, pool = self.epoch, self._started()
         pool.forget()
         ahead = self._position.point
         waiting: list[Point] = []
         while self.epoch == epoch and self._pool is pool:
-            while len(waiting) < max(1, self._num_workers) * self._ahead and self._schedule.epoch(ahead) == epoch:
-                ticket, ahead = self._schedule.step(ahead)
-                waiting.append(ahead)
-                pool.put(ticket)
-            batch = pool.get()
+            try:
+                while len(waiting) < max(1, self._num_workers) * self._ahead and self._schedule.epoch(ahead) == epoch:
+                    ticket, ahead = self._schedule.step(ahead)
+                    waiting.append(ahead)
+                    pool.put(ticket)
+                batch = pool.get()
+            except BaseException:
+                self.close()  # half a message may have been read, a worker may hang; the position is what it was
+                raise
             self._note(batch)
             self._position = Position(waiting.pop(0), self._position.order_batch, self._position.weights)
             position = self._position

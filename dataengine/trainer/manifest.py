@@ -84,7 +84,9 @@ def open_version(address: str | Path, options: Mapping[str, str] | None = None) 
         raise ConfigError(
             f"manifest={arguments.shown(address)}: wanted a path or URL of a dataset, a version or a manifest.json"
         )
-    url, root_options = str(address).rstrip("/"), tuple(sorted((options or {}).items()))
+    url, root_options = str(address), tuple(sorted((options or {}).items()))
+    # Absolute, since the process may go elsewhere before a shard is opened.
+    url = url.rstrip("/") if "://" in url or url.endswith(":") else str(Path(url).absolute())
     if url.endswith(":"):
         raise ConfigError(f"manifest={address!r}: names no bucket or folder; wanted such as s3://bucket/datasets/name")
     if url.rpartition("/")[2] == MANIFEST:

@@ -30,7 +30,7 @@ class Mixture:
     per: Per = "sample"
 
     def __post_init__(self) -> None:
-        _check("weights", self.weights, self.where, self.per)
+        object.__setattr__(self, "weights", _checked("weights", self.weights, self.where, self.per))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Repeats:
     per: Per = "sample"
 
     def __post_init__(self) -> None:
-        _check("times", self.times, self.where, self.per)
+        object.__setattr__(self, "times", _checked("times", self.times, self.where, self.per))
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -53,10 +53,11 @@ class Repeats:
         return self.times
 
 
-def _check(what: str, numbers: Mapping[str, float], where: Mapping[str, str], per: str) -> None:
+def _checked(what: str, numbers: Mapping[str, float], where: Mapping[str, str], per: str) -> dict[str, float]:
     arguments.one_of("mixture: per", per, ("sample", "batch"))
-    arguments.weights(f"mixture: {what}", numbers)
+    found = arguments.weights(f"mixture: {what}", numbers)
     arguments.texts("mixture: where", where)
     unused = sorted(set(where) - set(numbers))
     if unused:
         raise ConfigError(f"mixture: where names {unused}, {what} does not; give each a number")
+    return found

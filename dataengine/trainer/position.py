@@ -6,19 +6,23 @@ same on every rank. Loading it reads nothing and replays nothing. It knows no or
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import xxhash
 
 from dataengine.errors import ConfigError, InputError
 from dataengine.trainer import arguments
 from dataengine.trainer.ranks import MAX_BATCH
 from dataengine.trainer.schedule import Point, Schedule
 
-FORMAT = "dataengine-position/2"  # raise it when the order of an epoch changes
+FORMAT = "dataengine-position/3"  # raise it when the order of an epoch changes
 _COUNTERS = ("step", "drawn")
 _LISTS = ("cursors", "owed_groups", "owed_streams")
-_FIELDS = ("format", "view", "tail", "weights", "order_batch", *_COUNTERS, *_LISTS)
+_CHECK = "check"
+_FIELDS = ("format", "view", "tail", "weights", "order_batch", *_COUNTERS, *_LISTS, _CHECK)
 _MAX_COUNT = 2**53  # beyond it the order's arithmetic is not exact; a million samples a second take 285 years
 
 ScheduleOf = Callable[[Mapping[str, float] | None], Schedule]
@@ -40,7 +44,7 @@ class Position:
 def save(position: Position, identity: Mapping[str, Any], tail: str) -> dict[str, Any]:
     """Everything a checkpoint needs, as plain JSON."""
     point = position.point
-    return {
+    state = {
         "format": FORMAT,
         "view": dict(identity),
         "tail": tail,
@@ -49,6 +53,7 @@ def save(position: Position, identity: Mapping[str, Any], tail: str) -> dict[str
         **{name: getattr(point, name) for name in _COUNTERS},
         **{name: list(getattr(point, name)) for name in _LISTS},
     }
+    return {**state, _CHECK: _check(state)}
 
 
 def load(
@@ -57,7 +62,7 @@ def load(
     """The position that `state` holds, and the schedule under its weights.
 
     Raises InputError that names every difference when it counts in another view, and the field when one is not what
-    `save` writes: missing, unknown, of another type, out of range, or at odds with the others.
+    `save` writes: missing, unknown, of another type, out of range, or at odds with the others, by sums or by `check`.
     """
     _check_fields(state)
     _check_view(state, identity, tail)
@@ -73,7 +78,18 @@ def load(
     owed_streams = _numbers("owed_streams", state["owed_streams"], len(cursors), -_MAX_COUNT, _MAX_COUNT)
     point = Point(step, drawn, cursors, owed_groups, owed_streams)
     _check_sums(point, schedule)
+    position = Position(point, order_batch, weights)
+    if state[_CHECK] != save(position, identity, tail)[_CHECK]:
+        raise InputError(
+            "state_dict: check is not that of the other fields: one of them was changed, and numbers changed by hand "
+            "lose samples and draw others twice; give what state_dict() returned"
+        )
     return Position(schedule.settled(point), order_batch, weights), schedule
+
+
+def _check(state: Mapping[str, Any]) -> str:
+    """Of a state's other fields: a number changed by hand leads to samples lost and others twice."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(state, sort_keys=True).encode())
 
 
 def _check_fields(state: Mapping[str, Any]) -> None:

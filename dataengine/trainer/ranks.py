@@ -62,6 +62,11 @@ def _distributed() -> tuple[int, int] | None:
 def _environment(environment: Mapping[str, str]) -> tuple[int, int]:
     rank, world_size = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
     try:
+        if int(world_size) > 1 and "RANK" not in environment:
+            raise ConfigError(
+                f"WORLD_SIZE={world_size} is in the environment, RANK is not: each process would take itself for the "
+                "first; set both, or give rank and world_size"
+            )
         return int(rank), int(world_size)
     except ValueError as error:
         raise ConfigError(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Sample = dict[str, Any]
+_RNG = "rng"
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
@@ -52,15 +54,21 @@ class SampleMaker:
 
     @cached_property
     def wants_rng(self) -> bool:
-        """Whether the transform takes a generator beside the sample."""
+        """Whether the transform takes a generator beside the sample: a parameter `rng`, or a second one it needs."""
         if self.transform is None:
             return False
         try:
-            parameters = inspect.signature(self.transform).parameters.values()
+            parameters = inspect.signature(self.transform).parameters
         except (TypeError, ValueError):  # built in, without a signature
             return False
-        needed = [one for one in parameters if one.default is one.empty and one.kind in _POSITIONAL]
-        return len(needed) >= 2
+        places = [one for one in parameters.values() if one.kind in _POSITIONAL]
+        return _RNG in parameters or (len(places) >= 2 and places[1].default is inspect.Parameter.empty)
+
+    @cached_property
+    def _names_rng(self) -> bool:
+        assert self.transform is not None
+        parameter = inspect.signature(self.transform).parameters.get(_RNG)
+        return parameter is not None and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY
 
     def sample(
         self,
@@ -96,11 +104,25 @@ class SampleMaker:
                 sample["caption"], sample["__caption__"] = chosen
         except CorruptObject as error:
             raise CorruptObject(f"shard {shard.name}, key {key}: {error}") from error
+        except Exception as error:  # of a decode function of the user's own
+            error.add_note(f"decode was given shard {shard.name}, key {key}; CorruptObject would have it replaced")
+            raise
         if shape is not None:
             sample["__bucket__"] = shape
         if self.transform is None:
             return sample
-        return self.transform(sample, sample_rng(self.seed, epoch, key)) if self.wants_rng else self.transform(sample)
+        try:
+            return self._transformed(sample, epoch, key)
+        except Exception as error:
+            error.add_note(f"transform was given shard {shard.name}, key {key}, epoch {epoch}")
+            raise
+
+    def _transformed(self, sample: Sample, epoch: int, key: str) -> Any:
+        assert self.transform is not None
+        if not self.wants_rng:
+            return self.transform(sample)
+        rng = sample_rng(self.seed, epoch, key)
+        return self.transform(sample, **{_RNG: rng}) if self._names_rng else self.transform(sample, rng)
 
     @property
     def is_plain(self) -> bool:
@@ -150,6 +172,3 @@ class SampleMaker:
 def _fitted(picture: Any, shape: Shape) -> Any:
     # Arrays stack, and travel cheaply; bytes, and what else a function made, stay as they are.
     return fit(picture, shape) if hasattr(picture, "resize") else picture
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

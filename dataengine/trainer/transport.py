@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import mmap
 import os
+import pickle
+import struct
 import sys
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 _ALIGN = 64  # what AVX-512 loads at once
 _MIN_BYTES = 256  # smaller ones cost less in the message
 _MIN_SLOT_BYTES = 2**20
+_HEADER = struct.Struct("<qqq")  # number of the message, slot or -1, bytes of the slot if it is new
+
+
+class Unreadable(Exception):
+    """Message `number` came whole, and cannot be made into what it was."""
+
+    def __init__(self, number: int, why: Exception) -> None:
+        super().__init__(f"message {number}: {why!r}")
+        self.number, self.why = number, why
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,13 @@ class _Pieces:
     offset: int
 
 
+class _NewSlot(NamedTuple):
+    """A slot that the parent has not mapped yet."""
+
+    descriptor: int
+    nbytes: int
+
+
 class Sender:
     """The worker's end."""
 
@@ -49,36 +67,39 @@ class Sender:
         self._slots: list[mmap.mmap | None] = [None] * num_slots
         self._turn = 0
 
-    def send(self, value: Any) -> None:
-        """Send `value`. Raises BrokenPipeError or ConnectionResetError when the parent is gone."""
+    def send(self, number: int, value: Any) -> None:
+        """Send `value` as message `number`. Raises BrokenPipeError or ConnectionResetError when the parent is gone."""
         packer = _Packer()
-        message = packer.pack(value)
-        if not packer.nbytes:
-            self._connection.send((message, None, 0))
-            return
-        number = self._turn % len(self._slots)
-        slot, new = self._slots[number], None
+        message = reduction.ForkingPickler.dumps(packer.pack(value))
+        place, new = (-1, None) if not packer.nbytes else self._filled(packer)
+        try:
+            self._connection.send_bytes(_HEADER.pack(number, place, 0 if new is None else new.nbytes))
+            self._connection.send_bytes(message)
+            if new is not None:
+                reduction.send_handle(self._connection, new.descriptor, None)
+        finally:
+            if new is not None:
+                os.close(new.descriptor)
+
+    def _filled(self, packer: _Packer) -> tuple[int, _NewSlot | None]:
+        """The slot, if need be a new one, that holds what was packed."""
+        place = self._turn % len(self._slots)
+        slot, new = self._slots[place], None
         if slot is None or len(slot) < packer.nbytes:
-            slot, new = self._renew(number, packer.nbytes)
+            slot, new = self._renew(place, packer.nbytes)
         with memoryview(slot) as memory:
             for offset, piece in packer.pieces:
                 memory[offset : offset + len(piece)] = piece
         self._turn += 1
-        try:
-            self._connection.send((message, number, 0 if new is None else len(slot)))
-            if new is not None:
-                reduction.send_handle(self._connection, new, None)
-        finally:
-            if new is not None:
-                os.close(new)
+        return place, new
 
-    def _renew(self, number: int, nbytes: int) -> tuple[mmap.mmap, int]:
-        """A larger slot, and its descriptor."""
+    def _renew(self, place: int, nbytes: int) -> tuple[mmap.mmap, _NewSlot]:
+        """A larger slot."""
         nbytes = max(_MIN_SLOT_BYTES, nbytes + nbytes // 8)
         descriptor = os.memfd_create("dataengine-batches", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, nbytes)
-        slot = self._slots[number] = mmap.mmap(descriptor, nbytes)
-        return slot, descriptor
+        slot = self._slots[place] = mmap.mmap(descriptor, nbytes)
+        return slot, _NewSlot(descriptor, nbytes)
 
 
 class Receiver:
@@ -88,18 +109,24 @@ class Receiver:
         self._connection = connection
         self._slots: dict[int, mmap.mmap] = {}
 
-    def receive(self) -> Any:
-        """What was sent, copied out of the shared memory. Raises EOFError or OSError when the worker has died."""
-        message, number, new_bytes = self._connection.recv()
-        if number is None:
-            return message
+    def receive(self) -> tuple[int, Any]:
+        """A message's number, and what was sent, copied out of the shared memory.
+
+        Raises EOFError or OSError when the worker has died, Unreadable when only its message cannot be had.
+        """
+        number, place, new_bytes = _HEADER.unpack(self._connection.recv_bytes())
+        content = self._connection.recv_bytes()
         if new_bytes:
             descriptor = reduction.recv_handle(self._connection)
             try:
-                self._slots[number] = mmap.mmap(descriptor, new_bytes)
+                self._slots[place] = mmap.mmap(descriptor, new_bytes)
             finally:
                 os.close(descriptor)
-        return _unpack(message, self._slots[number])
+        try:
+            message = pickle.loads(content)  # noqa: S301 - a worker's own
+            return number, message if place < 0 else _unpack(message, self._slots[place])
+        except Exception as error:
+            raise Unreadable(number, error) from error
 
 
 class _Packer:
@@ -115,8 +142,8 @@ class _Packer:
             return {name: self.pack(of) for name, of in value.items()}
         if type(value) is tuple:
             return tuple(self.pack(of) for of in value)
-        if isinstance(value, list):
-            if value and isinstance(value[0], bytes) and all(isinstance(of, bytes) for of in value):
+        if type(value) is list:
+            if value and type(value[0]) is bytes and all(type(of) is bytes for of in value):
                 # Nothing but empty ones take no slot, without which the parent unpacks nothing.
                 return self._bytes(value) if any(value) else value
             if value and _is_large(value[0]):
@@ -133,7 +160,7 @@ class _Packer:
 
     def _array(self, value: Any) -> _Array:
         is_tensor = not isinstance(value, np.ndarray)
-        array = np.ascontiguousarray(value.detach().cpu().numpy() if is_tensor else value)
+        array = np.ascontiguousarray(value.resolve_neg().numpy() if is_tensor else value)
         begin = self._align()
         self.pieces.append((begin, array.reshape(-1).view(np.uint8).data))
         self.nbytes += array.nbytes
@@ -157,7 +184,7 @@ def _unpack(value: Any, memory: mmap.mmap) -> Any:
         return {name: _unpack(of, memory) for name, of in value.items()}
     if type(value) is tuple:
         return tuple(_unpack(of, memory) for of in value)
-    if isinstance(value, list) and value and isinstance(value[0], _Array):
+    if type(value) is list and value and type(value[0]) is _Array:
         return [_unpack(of, memory) for of in value]
     return value
 
@@ -174,13 +201,19 @@ def _array(packed: _Array, memory: mmap.mmap) -> Any:
 
 
 def _is_large(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.nbytes >= _MIN_BYTES and value.dtype.kind not in "OV"  # which their text does not tell in full
+    """Whether it is worth a place in a slot, and dtype, shape and bytes are all there is to it.
+
+    Kinds of one's own (masked arrays, memory maps, torchvision's boxes, parameters) go as messages, whole.
+    """
+    if type(value) is np.ndarray:
+        in_rows = value.flags.c_contiguous or not value.flags.f_contiguous
+        return value.nbytes >= _MIN_BYTES and value.dtype.kind in "biufcmMSU" and in_rows
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
+    if torch is None or type(value) is not torch.Tensor or value.requires_grad:
         return False
-    # bfloat16 and quantised tensors have no NumPy counterpart; they go as messages.
-    return value.nbytes >= _MIN_BYTES and value.dtype in _numpy_dtypes(torch)
+    # bfloat16 and quantised tensors have no NumPy counterpart; they go as messages, too.
+    has_array = value.layout is torch.strided and value.device.type == "cpu" and value.dtype in _numpy_dtypes(torch)
+    return has_array and value.nbytes >= _MIN_BYTES and value.is_contiguous()
 
 
 def _numpy_dtypes(torch: Any) -> frozenset[Any]:

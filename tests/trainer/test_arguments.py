@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,22 @@ def test_numpys_numbers_are_numbers_and_a_position_stays_json(published: Path) -
     plain = DataLoader(ShardDataset(published, parts=("txt",), seed=5), global_batch_size=4)
     assert json.loads(json.dumps(loader.state_dict())) == plain.state_dict()
     assert [batch["__key__"] for batch in loader] == [batch["__key__"] for batch in plain]
+
+
+@pytest.mark.parametrize("number", [np.float64(3), np.float32(3), np.int64(3), Fraction(3)])
+def test_a_position_with_weights_of_any_kind_is_json_and_loads(published: Path, number: Any) -> None:
+    def loader() -> DataLoader:
+        mixture = Mixture({"alpha": number, "beta": number})
+        return DataLoader(ShardDataset(published, parts=("txt",), mixture=mixture), global_batch_size=4)
+
+    first = loader()
+    first.set_mixture({"alpha": number, "beta": 1})
+    state = json.loads(json.dumps(first.state_dict()))
+    assert state == first.state_dict()
+    assert {type(weight) for weight in first.state_dict()["weights"].values()} <= {int, float}
+    again = loader()
+    again.load_state_dict(state)
+    assert [batch["__key__"] for batch in again] == [batch["__key__"] for batch in first]
 
 
 def test_indices_are_whole_numbers(published: Path) -> None:

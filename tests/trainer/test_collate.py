@@ -31,6 +31,11 @@ def test_arrays_of_one_shape_stack_and_others_stay() -> None:
     assert collate([{"flag": True}, {"flag": False}])["flag"].dtype == np.bool_
 
 
+def test_masks_stay() -> None:
+    column = collate([np.ma.masked_equal([1, 2, 3], 2)] * 2)
+    assert (type(column), column.sum()) == (np.ma.MaskedArray, 8)
+
+
 def test_what_is_no_number_stays_what_it_is() -> None:
     mixed = [{"a": 1, "b": torch.zeros(2)}, {"a": "x", "b": None}]
     assert collate(mixed)["a"] == [1, "x"]

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,76 @@ def test_a_generator_belongs_to_seed_epoch_and_key(published: Path) -> None:
     assert drawn != dict(ShardDataset(published, transform=crop, seed=4))
     first = next(iter(drawn))
     assert drawn[first] == sample_rng(3, 0, first).random() != sample_rng(3, 1, first).random()
+
+
+def by_name(sample: dict[str, Any], rng: Any = None) -> Any:
+    return rng
+
+
+def by_keyword(sample: dict[str, Any], *, rng: Any) -> Any:
+    return rng
+
+
+def by_place(sample: dict[str, Any], chance: Any) -> Any:
+    return chance
+
+
+def with_an_option(sample: dict[str, Any], size: Any = None) -> Any:
+    return size
+
+
+def with_any(sample: dict[str, Any], *more: Any, **others: Any) -> Any:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("transform", "given"),
+    [(by_name, True), (by_keyword, True), (by_place, True), (with_an_option, False), (with_any, False), (id, False)],
+)
+def test_who_asks_for_a_generator_is_given_one(published: Path, transform: Any, given: bool) -> None:
+    assert isinstance(ShardDataset(published, parts=("txt",), transform=transform)[0], np.random.Generator) == given
+
+
+def test_map_style_samples_differ_by_the_epoch_that_is_set(published: Path) -> None:
+    def chance(sample: dict[str, Any], rng: np.random.Generator) -> tuple[str, int, float]:
+        return sample["__key__"], sample["__epoch__"], rng.random()
+
+    mixture = Mixture({"alpha": 1, "beta": 1})
+    dataset = ShardDataset(published, parts=("txt",), seed=3, transform=chance, mixture=mixture)
+    first = list(dataset)
+    dataset.set_epoch(4)
+    fifth = list(pickle.loads(pickle.dumps(ShardDataset(published, parts=("txt",), mixture=mixture))))
+    assert [key for key, *_ in dataset] == [key for key, *_ in first] == [sample["__key__"] for sample in fifth]
+    for key, epoch, number in dataset:
+        assert (epoch, number) == (4, sample_rng(3, 4, key).random())
+    with pytest.raises(ConfigError, match="epoch=-1"):
+        dataset.set_epoch(-1)
+
+
+@pytest.mark.parametrize("what", ["transform", "decode"])
+def test_an_error_of_the_users_own_names_the_sample(published: Path, what: str) -> None:
+    def fails(_: Any) -> None:
+        raise ZeroDivisionError("own")
+
+    with pytest.raises(ZeroDivisionError, match="own") as caught:
+        ShardDataset(published, **{what: fails})[7]
+    (note,) = caught.value.__notes__
+    assert f"{what} was given shard alpha-000001, key {read_rows(published)[7]['key']}" in note
+
+
+def test_threads_may_share_a_dataset(published: Path) -> None:
+    dataset = ShardDataset(published, parts=("txt",))
+    wanted = [row["key"] for row in read_rows(published)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda place: dataset[place]["__key__"], [*range(18)] * 50))
+    assert found == wanted * 50
+
+
+def test_a_relative_path_stays_where_it_was(published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(published.parent)
+    dataset = ShardDataset(published.name, parts=("txt",))
+    monkeypatch.chdir(tmp_path)
+    assert len(keys(dataset)) == 18
 
 
 def test_siblings_are_read_beside(published: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ ENVIRONMENT = {"RANK": "2", "WORLD_SIZE": "4"}
 def test_arguments_come_before_the_environment() -> None:
     assert rank_and_world_size(0, 3, ENVIRONMENT) == (0, 3)
     assert rank_and_world_size(environment=ENVIRONMENT) == (2, 4)
-    assert rank_and_world_size(environment={}) == (0, 1)
+    assert rank_and_world_size(environment={}) == rank_and_world_size(environment={"WORLD_SIZE": "1"}) == (0, 1)
 
 
 def test_torch_distributed_comes_before_the_environment(tmp_path: Path) -> None:
@@ -32,5 +32,7 @@ def test_torch_distributed_comes_before_the_environment(tmp_path: Path) -> None:
 def test_contradictions_are_refused(rank: int | None, world_size: int | None) -> None:
     with pytest.raises(ConfigError, match="rank="):
         rank_and_world_size(rank, world_size, {})
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2 is in the environment, RANK is not"):
+        rank_and_world_size(environment={"WORLD_SIZE": "2"})
     with pytest.raises(ConfigError, match="whole numbers"):
         rank_and_world_size(environment={"RANK": "one"})
