@@ -52,7 +52,11 @@ class Buckets:
     def around(
         cls, side: int, *, multiple: int = 32, max_batch_pixels: int | None = None, batch_multiple: int = 8
     ) -> Buckets:
-        """Eleven shapes from 1:2 to 2:1 of about side × side pixels, in whole multiples of `multiple`."""
+        """Shapes of ratios from 1:2 to 2:1 and about side × side pixels, in whole multiples of `multiple`.
+
+        Eleven where multiples are fine enough to tell them apart; for sides of a few multiples some coincide, and the
+        outer ones are as far off as rounding takes them.
+        """
         side = arguments.whole("buckets: side", side, 1, MAX_SIDE)
         multiple = arguments.whole("buckets: multiple", multiple, 1, MAX_SIDE)
         shapes = []

@@ -50,9 +50,10 @@ class ShardDataset:
 
     `parts` are `image`, `txt`, `json`, any other member by its extension, or the names of `siblings`, which map a part
     to the folder of tars of the same names that holds it (latents, say). `where` is an SQL condition on the samples
-    table. `transform` maps a sample, or a sample and a NumPy generator seeded by (seed, epoch, key), to what is
-    returned. With `check_hashes` every key and image is compared with the manifest's, for which opening reads two
-    columns of the samples table and keeps 8 bytes a row. `patience` and `cache` are about object stores.
+    table. `transform` maps a sample to what is returned; a parameter `rng` of it, or a second one that it needs, gets a
+    NumPy generator seeded by (seed, epoch, key). With `check_hashes` every key and image is compared with the
+    manifest's, for which opening reads two columns of the samples table and keeps 8 bytes a row. `patience` and `cache`
+    are about object stores.
 
     Raises ConfigError for arguments that contradict each other, InputError for a dataset that cannot be used.
     """
@@ -128,8 +129,8 @@ class ShardDataset:
         numbers = [operator.index(place) for place in places]
         if not numbers:
             return []
-        if not -length <= min(numbers) <= max(numbers) < length:
-            raise IndexError(f"index beyond {length} samples")
+        if outside := [number for number in (min(numbers), max(numbers)) if not -length <= number < length]:
+            raise IndexError(f"index {outside[0]} of {length} samples")
         wanted = np.array(numbers, dtype=np.int64) % length
         streams = np.searchsorted(self._bounds, wanted, side="right") - 1
         of_epoch = self._epoch * np.diff(self._bounds)[streams]

@@ -42,7 +42,8 @@ class DataLoader:
     Workers are processes (batches come through shared memory) or, with `workers="thread"`, threads: cheaper for bytes
     and latents, and as fast for pictures, because decoders release the interpreter. Each makes `prefetch_batches`
     ahead. A worker that dies is started again, up to `max_restarts` times between two batches; a batch that is not made
-    within `timeout_seconds` is an error. With `persistent_workers` they outlive the epoch.
+    within `timeout_seconds` is an error. With `persistent_workers` they outlive the epoch, though no error: iterating
+    again goes on behind the last batch that was handed out, with new ones. A copy of a loader starts its own.
 
     A corrupt sample is replaced by a reserve of its own stream, the same on every run, whose `__replaced__` is true; it
     is logged and kept in `skipped`. After `max_skipped` of them on a rank, or at once with `on_corrupt="raise"`, it is

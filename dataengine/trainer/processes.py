@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pickle import PicklingError
 from typing import Any
 
-from dataengine.errors import TryAgainError
+from dataengine.errors import ConfigError, TryAgainError
 from dataengine.trainer import transport
 from dataengine.trainer.batches import Batch, BatchPlan
 from dataengine.trainer.schedule import Ticket
@@ -151,7 +152,7 @@ class Processes:
         process = self._context.Process(
             target=work, args=(self._plan, theirs, self._ahead, parent, inherited), daemon=True
         )
-        with _garbage_frozen():
+        with _garbage_frozen(), _told(self._context.get_start_method()):
             process.start()
         theirs.close()
         return _Worker(process, mine, transport.Receiver(mine))
@@ -195,6 +196,20 @@ def _garbage_frozen() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextlib.contextmanager
+def _told(method: str) -> Iterator[None]:
+    """Why no process could be started, for those who did not choose that there be any. Raises ConfigError."""
+    try:
+        yield
+    except (PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"workers: what they need does not travel to a process of {method} ({error}); define transform, decode and "
+            "collate_fn at the top of a module, or take workers='thread'"
+        ) from error
+    except AssertionError as error:
+        raise ConfigError(f"workers: {error}; take workers='thread' or num_workers=0 here") from error
 
 
 def _limit(wire: Connection, seconds: float) -> None:

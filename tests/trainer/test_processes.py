@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import random
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataengine.errors import TryAgainError
+from dataengine.errors import ConfigError, TryAgainError
 from dataengine.trainer import DataLoader, Mixture, ShardDataset, transport
 from tests.trainer.publishing import publish
 from tests.trainer.test_killed import is_running
@@ -238,6 +239,22 @@ def test_busy_workers_end_with_their_parent(many: Path) -> None:
         time.sleep(0.1)
     assert not any(map(is_running, workers))
     rank.stdout.close()
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_what_does_not_travel_to_another_process_is_told(many: Path, method: str) -> None:
+    dataset = opened(many, transform=lambda sample: sample)
+    loader = DataLoader(dataset, global_batch_size=8, num_workers=1, multiprocessing_context=method)
+    with pytest.raises(
+        ConfigError, match=rf"does not travel to a process of {method} \(.*lambda.*\); define transform"
+    ):
+        next(iter(loader))
+
+
+def test_a_daemon_may_have_no_worker_processes(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="daemonic processes are not allowed to have children; take workers='thread'"):
+        next(iter(DataLoader(opened(many), global_batch_size=8, num_workers=1)))
 
 
 def test_what_the_user_froze_stays_frozen(many: Path) -> None:

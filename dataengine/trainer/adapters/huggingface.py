@@ -27,12 +27,14 @@ class ReadsShards:
     The loader has global batches; `per_device_train_batch_size` times the ranks must be its `global_batch_size`, for
     what Trainer logs to be true. Training resumed from a checkpoint goes on at its position at once.
 
-    Raises ConfigError when a train_dataset is given, too.
+    Raises ConfigError when a train_dataset is given, too, or `loader` is none.
     """
 
     def __init__(self, *args: Any, loader: DataLoader, **kwargs: Any) -> None:
         if kwargs.get("train_dataset") is not None:
             raise ConfigError("ReadsShards: give either loader or train_dataset; the loader has a dataset")
+        if not isinstance(loader, DataLoader):
+            raise ConfigError(f"loader is a {type(loader).__name__}, wanted a dataengine.trainer.DataLoader")
         self._stream = Stream(loader)
         super().__init__(*args, train_dataset=loader.dataset, **kwargs)  # type: ignore[call-arg]
         self.args: Any
