@@ -72,7 +72,12 @@ class Processes:
         self._deaths = 0
         self._put = self._got = 0
         self._workers: list[_Worker] = []
-        self._workers += [self._started() for _ in range(num_workers)]
+        try:
+            for _ in range(num_workers):
+                self._workers.append(self._started())
+        except BaseException:
+            self.close()
+            raise
 
     def put(self, ticket: Ticket) -> None:
         worker = self._workers[self._put % len(self._workers)]
@@ -164,11 +169,16 @@ class Processes:
         self._deaths += 1
         how = _how(dead.process.exitcode)
         said = f"worker {place} (pid {dead.process.pid}) died {how} while making batch {ticket.step}"
+        if dead.process.exitcode == 1 and (method := self._context.get_start_method()) != "fork":
+            # Where all exceptions are caught, that is what Python ends with when it could not start.
+            raise ConfigError(
+                f"{said}: a process of {method} could not start, see above why. It imports the script again: keep what "
+                "starts the training under `if __name__ == '__main__':`, or take workers='thread'"
+            )
         if self._deaths > self._max_restarts:
             raise TryAgainError(
                 f"{said}, after {self._max_restarts} restarts; it reads {shards_of(self._plan, ticket)}. Look into the "
                 "system's log for memory, and make the batch with num_workers=0 to see the fault"
-                f"{self._advice()}"
             )
         _LOG.warning("%s; starting it again (%d of %d)", said, self._deaths, self._max_restarts)
         dead.wire.close()
@@ -177,12 +187,6 @@ class Processes:
         for number, asked in list(dead.unanswered):
             successor.unanswered.append((number, asked))
             self._send(successor, number, asked)
-
-    def _advice(self) -> str:
-        method = self._context.get_start_method()
-        if method == "fork":
-            return ""
-        return f". Workers of {method} import the script: what is not under `if __name__ == '__main__':` runs in each"
 
 
 @contextlib.contextmanager
@@ -215,7 +219,7 @@ def _told(method: str) -> Iterator[None]:
 def _limit(wire: Connection, seconds: float) -> None:
     """Let no read or write of a wire wait longer, even for the rest of a message: BlockingIOError then."""
     length = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    with socket.socket(fileno=os.dup(wire.fileno())) as end:
+    with transport.socket_of(wire) as end:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, length)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, length)
 

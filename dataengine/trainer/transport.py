@@ -11,14 +11,19 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
+import socket
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from dataengine.errors import ConfigError
 
 _ALIGN = 64  # what AVX-512 loads at once
 _MIN_BYTES = 256  # smaller ones cost less in the message
@@ -76,7 +81,8 @@ class Sender:
             self._connection.send_bytes(_HEADER.pack(number, place, 0 if new is None else new.nbytes))
             self._connection.send_bytes(message)
             if new is not None:
-                reduction.send_handle(self._connection, new.descriptor, None)
+                with socket_of(self._connection) as end:
+                    socket.send_fds(end, [b"\0"], [new.descriptor])
         finally:
             if new is not None:
                 os.close(new.descriptor)
@@ -112,21 +118,39 @@ class Receiver:
     def receive(self) -> tuple[int, Any]:
         """A message's number, and what was sent, copied out of the shared memory.
 
-        Raises EOFError or OSError when the worker has died, Unreadable when only its message cannot be had.
+        Raises EOFError or OSError when the worker has died, Unreadable when only its message cannot be had, ConfigError
+        when too many files are open.
         """
         number, place, new_bytes = _HEADER.unpack(self._connection.recv_bytes())
         content = self._connection.recv_bytes()
         if new_bytes:
-            descriptor = reduction.recv_handle(self._connection)
-            try:
-                self._slots[place] = mmap.mmap(descriptor, new_bytes)
-            finally:
-                os.close(descriptor)
+            self._slots[place] = self._mapped(new_bytes)
         try:
             message = pickle.loads(content)  # noqa: S301 - a worker's own
             return number, message if place < 0 else _unpack(message, self._slots[place])
         except Exception as error:
             raise Unreadable(number, error) from error
+
+    def _mapped(self, nbytes: int) -> mmap.mmap:
+        with socket_of(self._connection) as end:
+            descriptors = socket.recv_fds(end, 1, 1)[1]
+        if not descriptors:
+            raise ConfigError(
+                "workers: no file may be opened for another batch, of which each that lies ready takes one; raise the "
+                "limit (ulimit -n), or lower num_workers or prefetch_batches"
+            )
+        try:
+            return mmap.mmap(descriptors[0], nbytes)
+        finally:
+            os.close(descriptors[0])
+
+
+@contextmanager
+def socket_of(connection: Connection) -> Iterator[socket.socket]:
+    """The socket that a connection is, for what connections cannot do."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.setblocking(True)  # a default time-out would make the connection, too, one that does not wait
+        yield end
 
 
 class _Packer:

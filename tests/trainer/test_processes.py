@@ -257,6 +257,56 @@ def test_a_daemon_may_have_no_worker_processes(many: Path, monkeypatch: pytest.M
         next(iter(DataLoader(opened(many), global_batch_size=8, num_workers=1)))
 
 
+NO_GUARD = """
+import sys
+from dataengine.trainer import DataLoader, ShardDataset
+
+dataset = ShardDataset(sys.argv[1], parts=("txt",))
+list(DataLoader(dataset, global_batch_size=2, num_workers=1, multiprocessing_context=sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_script_that_workers_would_run_again_is_told_at_once(many: Path, tmp_path: Path, method: str) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(NO_GUARD)
+    command = [sys.executable, str(script), str(many), method]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path.cwd())
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert "ConfigError: worker 0" in last
+    assert f"a process of {method} could not start" in last
+    assert "starting it again" not in ended.stderr
+
+
+NO_ROOM = """
+import resource, socket, sys
+import numpy as np
+from dataengine.errors import ConfigError
+from dataengine.trainer import DataLoader, ShardDataset
+
+def made(sample):
+    return np.zeros(10_000)
+
+socket.setdefaulttimeout(5)
+dataset = ShardDataset(sys.argv[1], parts=("txt",), transform=made)
+list(DataLoader(dataset, global_batch_size=2, num_workers=2, prefetch_batches=2))
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+try:
+    list(DataLoader(dataset, global_batch_size=2, num_workers=1, prefetch_batches=80))
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_too_many_batches_for_the_limit_of_files_is_told(many: Path) -> None:
+    """And a default time-out of sockets is none of the wires'."""
+    ended = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, str(many)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "raise the limit (ulimit -n), or lower num_workers or prefetch_batches" in ended.stdout
+
+
 def test_what_the_user_froze_stays_frozen(many: Path) -> None:
     gc.freeze()
     try:
