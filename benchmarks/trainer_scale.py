@@ -26,6 +26,7 @@ from benchmarks.reporting import Goal, report
 from benchmarks.trainer_corpus import build_giant
 from dataengine.trainer import DataLoader, ShardDataset
 from dataengine.trainer.batches import BatchPlan
+from dataengine.trainer.position import Position, save
 
 WORLDS = ((128, 8, 4096), (96, 8, 3840), (64, 4, 4096))
 STOPS = ((128, 8, 0.37), (64, 4, 0.81), (8, 1, 1.0))
@@ -49,10 +50,12 @@ def first_batch(version: Path) -> dict[str, float]:
 
 def resume(version: Path, part: float) -> dict[str, float]:
     """From imports done to the first batch after a load, at a part of the epoch."""
-    state = _loader(version, 0).state_dict()
-    total = len(ShardDataset(version, parts=("txt",)))
-    steps = int(part * total / BATCH)
-    state |= {"step": steps, "drawn": steps * BATCH, "cursors": [steps * BATCH]}
+    view = _loader(version, 0).dataset.view
+    schedule = view.schedule(BATCH, "carry")
+    point = schedule.start()
+    for _ in range(int(part * schedule.steps_of(0))):
+        _, point = schedule.step(point)
+    state = save(Position(point, BATCH), view.identity(), "carry")
     started = time.perf_counter()
     loader = _loader(version, NUM_WORKERS)
     loader.load_state_dict(state)
