@@ -28,7 +28,7 @@ from dataengine.errors import ConfigError, TryAgainError
 from dataengine.trainer import transport
 from dataengine.trainer.batches import Batch, BatchPlan
 from dataengine.trainer.schedule import Ticket
-from dataengine.trainer.worker import Asked, Failed, work
+from dataengine.trainer.worker import Asked, Failed, Inherited, handled_signals, work
 from dataengine.trainer.workers import hung, shards_of
 
 _LOG = logging.getLogger("dataengine.trainer")
@@ -151,13 +151,11 @@ class Processes:
         mine, theirs = self._context.Pipe()
         _limit(mine, self._timeout)
         # A wire that a fork copied into a sibling would keep the parent's death from being noticed.
-        forked = self._context.get_start_method() == "fork"
-        inherited = [mine, *(worker.wire for worker in self._workers)] if forked else []
-        parent = os.getpid() if forked else None
-        process = self._context.Process(
-            target=work, args=(self._plan, theirs, self._ahead, parent, inherited), daemon=True
-        )
-        with _garbage_frozen(), _told(self._context.get_start_method()):
+        wires = [mine, *(worker.wire for worker in self._workers)]
+        method = self._context.get_start_method()
+        inherited = Inherited(os.getpid(), wires, handled_signals()) if method == "fork" else None
+        process = self._context.Process(target=work, args=(self._plan, theirs, self._ahead, inherited), daemon=True)
+        with _garbage_frozen(), _told(method):
             process.start()
         theirs.close()
         return _Worker(process, mine, transport.Receiver(mine))

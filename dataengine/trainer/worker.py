@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import random
 import select
 import signal
 import sys
-import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -24,7 +23,8 @@ from dataengine.trainer.batches import Batch, BatchMaker, BatchPlan
 from dataengine.trainer.schedule import Ticket
 from dataengine.trainer.shuffle import mixed
 
-_LOOK_SECONDS = 1.0  # how often a waiting worker looks whether its parent lives
+_PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
+_PRCTL = ctypes.CDLL(None).prctl  # looked up here, where forks share it
 
 
 class Asked(NamedTuple):
@@ -43,20 +43,31 @@ class Failed:
     text: str
 
 
-def work(plan: BatchPlan, wire: Connection, ahead: int, parent: int | None, inherited: list[Connection]) -> None:
+@dataclass(frozen=True)
+class Inherited:
+    """What a fork has of its parent: whose it is, wires to others, and handlers of signals."""
+
+    parent: int
+    wires: list[Connection]
+    handled: list[int]
+
+
+def work(plan: BatchPlan, wire: Connection, ahead: int, inherited: Inherited | None) -> None:
     """Answer what is asked over `wire`, until the parent hangs up or is gone.
 
-    `ahead` answers at most are under way; `parent` is the process that forked this one (None: a server that makes
-    processes did, and ends with the parent), and `inherited` are its wires to others.
+    `ahead` answers at most are under way. Without `inherited` this is no fork of the parent, but of a server that makes
+    processes and ends with it.
     """
-    _let_signals_be()
-    threading.Thread(target=_end_with, args=(parent or os.getppid(),), daemon=True).start()
+    if inherited is None:
+        inherited = Inherited(os.getppid(), [], [])
+    _let_signals_be(inherited.handled)
+    _end_with(inherited.parent)
     # One thread each, as torch's own workers have: more would fight, and those of a parent are not in its fork.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
-    for other in inherited:
+    for other in inherited.wires:
         other.close()
     maker: BatchMaker | None = None
     sender = transport.Sender(wire, ahead)
@@ -74,20 +85,29 @@ def work(plan: BatchPlan, wire: Connection, ahead: int, parent: int | None, inhe
             return
 
 
-def _let_signals_be() -> None:
+def handled_signals() -> list[int]:
+    """Signals that this process handles by a function; asking takes memory, which a fork would have for itself."""
+    return [int(number) for number in signal.valid_signals() if callable(signal.getsignal(number))]
+
+
+def _let_signals_be(handled: list[int]) -> None:
     """Handle none as the parent does, whose handlers a fork has: they speak of the training run, and to its loop."""
-    for number in signal.valid_signals():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after its parent has died, whatever it does meanwhile."""
-    while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    os._exit(1)
+    """Have this process end when its parent does, whatever it is doing. Not by a thread, which takes 150 kB of each."""
+
+    def look(*_: Any) -> None:
+        if os.getppid() != parent:  # else a mere thread of the parent has ended, which made this process
+            os._exit(1)
+
+    signal.signal(signal.SIGRTMIN, look)
+    _PRCTL(_PR_SET_PDEATHSIG, int(signal.SIGRTMIN))
+    look()  # it may have died already
 
 
 def _wanted(wire: Connection) -> Iterator[tuple[int, Ticket]]:

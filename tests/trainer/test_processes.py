@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -305,6 +306,18 @@ def test_too_many_batches_for_the_limit_of_files_is_told(many: Path) -> None:
         [sys.executable, "-c", NO_ROOM, str(many)], capture_output=True, text=True, timeout=120, check=True
     )
     assert "raise the limit (ulimit -n), or lower num_workers or prefetch_batches" in ended.stdout
+
+
+def test_workers_outlive_the_thread_that_made_them(many: Path) -> None:
+    loader = DataLoader(opened(many), global_batch_size=8, num_workers=2, persistent_workers=True)
+    found: list[list[str]] = []
+    thread = threading.Thread(target=lambda: found.extend(keys(islice(loader, 3))))
+    thread.start()
+    thread.join()
+    pids = workers_of(loader)
+    found += keys(loader)
+    assert workers_of(loader) == pids
+    assert found == keys(DataLoader(opened(many), global_batch_size=8))
 
 
 def test_what_the_user_froze_stays_frozen(many: Path) -> None:
