@@ -7,8 +7,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +19,8 @@ import pytest
 from dataengine.errors import ConfigError
 from dataengine.storage.store import Root
 from dataengine.trainer import Cache, DataLoader, ShardDataset
-from dataengine.trainer.blocks import Pieces, Wanted, read_through
+from dataengine.trainer.blocks import Block, Pieces, Wanted, read_through
+from dataengine.trainer.cache import Stored
 from tests.trainer.publishing import publish
 
 BLOCK = 2**14
@@ -48,17 +49,24 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def at_once(fetch: Callable[[], Pieces], _: str) -> Future[Pieces]:
-    done: Future[Pieces] = Future()
-    done.set_result(fetch())
-    return done
+def stored(root: Root, tag: str = "") -> Stored:
+    return Stored(root.address("object"), len(OBJECT), tag)
 
 
 def read_all(cache: Cache, root: Root) -> None:
     """Every block, twice, checked."""
+
+    def fetch(blocks: Sequence[Block]) -> list[Pieces]:
+        found = []
+        for block in blocks:
+            content = root.get_range(block.stored.address, *cache.extent(block.stored, block.number))
+            cache.keep(block.stored, block.number, content)
+            found.append(block.cut(content))
+        return found
+
     for _ in range(2):
         for begin in range(0, len(OBJECT), BLOCK):
-            (content,) = read_through(cache, root, [Wanted("object", begin, BLOCK, len(OBJECT))], at_once)
+            (content,) = read_through(cache, [Wanted(stored(root), begin, BLOCK)], fetch)
             assert content == OBJECT[begin : begin + BLOCK]
 
 
@@ -180,7 +188,7 @@ def test_a_block_that_cannot_be_read_is_fetched(root: Root, tmp_path: Path) -> N
         file.unlink()
         file.mkdir()
     read_all(cache, root)
-    cache.forget(root, "object", 0, len(OBJECT), len(OBJECT))
+    cache.forget(stored(root), 0, len(OBJECT))
 
 
 @pytest.mark.parametrize(
