@@ -2,7 +2,8 @@
 
 Objects are cut into blocks; a block is kept once, written aside and renamed, and the least recently used ones go
 when the limit is reached, or the disk is full. Only files that this cache wrote, in a folder that it marked, are ever
-deleted. A disk that has no room, or refuses, costs speed alone: what cannot be kept is read through.
+deleted. A disk that has no room, or refuses, or another process that stands still with the lock, costs speed alone:
+what cannot be kept is read through.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _OWN = re.compile(r"[0-9a-f]{32}-[0-9]+\.block|\.[0-9a-f]{32}-[0-9]+\.block\.[0-
 _KEEP = 0.9  # of the limit, when blocks are deleted: so that it is not done again for every block
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE_SECONDS = 60.0  # that a cache keeps nothing after a disk refused: finding that out costs more than a read
+_LOCK_SECONDS = 3.0  # which are many writes of others
+_LOOK_SECONDS = 0.01
 _LOG = logging.getLogger("dataengine.trainer")
 _aside_until: dict[Path, float] = {}
 """Of this process: folders whose disk refused, and when it is asked again."""
@@ -131,7 +134,7 @@ class Cache:
     def keep(self, stored: Stored, number: int, content: bytes) -> None:
         """Keep a block, in place of others if need be; where that fails, keep none for a while."""
         file = self._file(stored, number)
-        if time.monotonic() < _aside_until.get(Path(self.folder), 0.0):
+        if self._is_aside():
             return
         try:
             with self._locked() as usage:
@@ -158,6 +161,9 @@ class Cache:
         _replace(file, content)
         _replace(usage, str(used + len(content)).encode())
 
+    def _is_aside(self) -> bool:
+        return time.monotonic() < _aside_until.get(Path(self.folder), 0.0)
+
     def _step_aside(self, error: OSError) -> None:
         folder, until = Path(self.folder), time.monotonic() + _ASIDE_SECONDS
         if _aside_until.setdefault(folder, until) is until:  # of threads that come at once, one speaks
@@ -177,8 +183,19 @@ class Cache:
     def _locked(self) -> Iterator[Path]:
         self._mark()  # the disk may have been full when the cache was opened
         with open(Path(self.folder) / _MARK, "rb") as mark:
-            fcntl.flock(mark, fcntl.LOCK_EX)  # goes with the process that holds it
+            self._lock(mark.fileno())
             yield Path(self.folder) / _USAGE
+
+    def _lock(self, mark: int) -> None:
+        """Lock it as long as it is open. Raises OSError if another keeps it locked: one that was stopped, or hangs."""
+        end = time.monotonic() + _LOCK_SECONDS
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            if time.monotonic() > end or self._is_aside():  # as another thread waited long enough
+                raise OSError(errno.EAGAIN, f"another process has kept it locked for {_LOCK_SECONDS:g} s")
+            time.sleep(_LOOK_SECONDS)
 
     def _evict(self, goal: int) -> int:
         """Deletes the blocks that were used longest ago, down to `goal` bytes; the bytes that are left."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -171,6 +173,24 @@ def test_training_goes_on_where_no_file_may_be_written(s3_server: dict[str, str]
     assert json.loads(done.stdout) == wanted
     assert done.stderr.count("cannot keep what is read (File too large)") == 1
     assert [file for file in (tmp_path / "cache").rglob("*") if "block" in file.name] == []
+
+
+def test_a_process_that_stands_still_with_the_lock_costs_seconds(
+    root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=BLOCK)
+    with open(tmp_path / "cache" / "dataengine-cache.json") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        start = monotonic()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: read_all(cache, root), range(4)))
+        assert monotonic() - start < 6
+    assert blocks(tmp_path) == []
+    (message,) = warnings(caplog)
+    assert "cannot keep what is read (another process has kept it locked for 3 s)" in message
+    monkeypatch.setattr("dataengine.trainer.cache._aside_until", {})  # a minute later
+    read_all(cache, root)
+    assert len(blocks(tmp_path)) == 40
 
 
 def test_a_damaged_count_is_counted_again(root: Root, tmp_path: Path) -> None:
