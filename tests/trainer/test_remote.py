@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,6 +115,70 @@ def test_a_bit_that_flips_once_costs_another_read_and_no_sample(
         assert store.counts["flip"] == 6
     near = batches(ShardDataset(folder, decode="bytes"))
     assert [batch["image"] for batch in far] == [batch["image"] for batch in near]
+
+
+@pytest.mark.parametrize(("emptied", "parts"), [("alpha-000001.tar.idx", ("txt",)), ("alpha-000001.tar", ("latent",))])
+def test_a_size_that_is_told_wrong_once_costs_no_sample(
+    beside: tuple[str, dict[str, Any]],
+    s3_server: dict[str, str],
+    tmp_path: Path,
+    emptied: str,
+    parts: tuple[str, ...],
+) -> None:
+    address, latents = beside
+    with before(s3_server["endpoint"], FaultyStore(emptied=emptied)) as store:
+        dataset = ShardDataset(
+            address,
+            parts=parts,
+            siblings={"latent": "latents"} if parts == ("latent",) else {},
+            storage_options=s3_server | {"endpoint": store.endpoint},
+            cache=Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14),
+        )
+        assert sorted(key for batch in batches(dataset) for key in batch["__key__"]) == sorted(latents)
+        assert store.counts["empty"] == 1
+
+
+@pytest.mark.parametrize("transform", [None, dict])
+def test_a_picture_that_was_damaged_in_the_cache_is_fetched_again(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path, transform: Any
+) -> None:
+    """Only decoding tells that it is."""
+    address, _ = remote
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14)
+    options: dict[str, Any] = {"parts": ("image",), "decode": "rgb", "storage_options": s3_server, "cache": cache}
+    sound = batches(ShardDataset(address, **options))
+    damaged = 0
+    for file in (tmp_path / "cache").rglob("*.block"):
+        content = file.read_bytes()
+        damaged += content.count(b"\xff\xd8\xff")
+        file.write_bytes(content.replace(b"\xff\xd8\xff", bytes(3)))
+    assert damaged > 50
+    loader = DataLoader(ShardDataset(address, transform=transform, **options), global_batch_size=30)
+    for ours, theirs in zip(loader, sound, strict=True):
+        assert ours["__key__"] == theirs["__key__"]
+        assert all(np.array_equal(*two) for two in zip(ours["image"], theirs["image"], strict=True))
+    assert loader.skipped == []
+
+
+def test_a_picture_that_does_not_decode_is_replaced_alike_from_afar_and_from_a_disk(
+    s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    folder = publish(tmp_path / "pairs", {"alpha": (30, 30)})
+    for path in folder.rglob("*.tar"):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"\xff\xd8\xff", bytes(3), 9))
+    address = "s3://lake/reader/damaged/v000001"
+    root = Root(address, tuple(sorted(s3_server.items())))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            root.put(path.relative_to(folder).as_posix(), path.read_bytes())
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14)
+    far = DataLoader(ShardDataset(address, storage_options=s3_server, cache=cache), global_batch_size=30)
+    near = DataLoader(ShardDataset(folder), global_batch_size=30)
+    for ours, theirs in zip(far, near, strict=True):
+        assert ours["__key__"] == theirs["__key__"]
+    assert far.skipped == near.skipped
+    assert len(near.skipped) == 18
 
 
 def test_samples_of_one_block_fetch_it_once(
