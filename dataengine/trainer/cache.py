@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from dataengine.errors import ConfigError
@@ -35,10 +36,12 @@ _KEEP = 0.9  # of the limit, when blocks are deleted: so that it is not done aga
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE_SECONDS = 60.0  # that a cache keeps nothing after a disk refused: finding that out costs more than a read
 _LOCK_SECONDS = 3.0  # which are many writes of others
-_LOOK_SECONDS = 0.01
+_LOOK_SECONDS = 0.001
 _LOG = logging.getLogger("dataengine.trainer")
 _aside_until: dict[Path, float] = {}
 """Of this process: folders whose disk refused, and when it is asked again."""
+_turns: dict[Path, Lock] = {}
+"""Of its threads, which one may ask for a folder's lock: threads wake each other, processes have to look."""
 
 
 class Stored(NamedTuple):
@@ -182,19 +185,24 @@ class Cache:
     @contextmanager
     def _locked(self) -> Iterator[Path]:
         self._mark()  # the disk may have been full when the cache was opened
-        with open(Path(self.folder) / _MARK, "rb") as mark:
-            self._lock(mark.fileno())
-            yield Path(self.folder) / _USAGE
+        turn, end = _turns.setdefault(Path(self.folder), Lock()), time.monotonic() + _LOCK_SECONDS
+        if not turn.acquire(timeout=_LOCK_SECONDS):
+            raise _locked_by_another()
+        try:
+            with open(Path(self.folder) / _MARK, "rb") as mark:
+                self._lock(mark.fileno(), end)
+                yield Path(self.folder) / _USAGE
+        finally:
+            turn.release()
 
-    def _lock(self, mark: int) -> None:
+    def _lock(self, mark: int, end: float) -> None:
         """Lock it as long as it is open. Raises OSError if another keeps it locked: one that was stopped, or hangs."""
-        end = time.monotonic() + _LOCK_SECONDS
         while True:
             with suppress(BlockingIOError):
                 fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             if time.monotonic() > end or self._is_aside():  # as another thread waited long enough
-                raise OSError(errno.EAGAIN, f"another process has kept it locked for {_LOCK_SECONDS:g} s")
+                raise _locked_by_another()
             time.sleep(_LOOK_SECONDS)
 
     def _evict(self, goal: int) -> int:
@@ -221,6 +229,10 @@ class Cache:
 
     def _used(self) -> int:
         return sum(nbytes for _, _, nbytes in self._blocks())
+
+
+def _locked_by_another() -> OSError:
+    return OSError(errno.EAGAIN, f"another process has kept it locked for {_LOCK_SECONDS:g} s")
 
 
 def _replace(file: Path, content: bytes) -> None:
