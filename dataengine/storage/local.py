@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
+from dataengine.storage.store import Head
 
 _MAX_VIEWS = 1024  # IOV_MAX of Linux
 
@@ -123,11 +124,11 @@ class LocalBackend:
                 return None
             return status.st_size if not (self._base / path).is_dir() else None
 
-    def fingerprint(self, path: str) -> str | None:
+    def head(self, path: str) -> Head | None:
         if self.size(path) is None:
             return None
         status = (self._base / path).stat()
-        return f"{status.st_size}-{status.st_mtime_ns}"
+        return Head(status.st_size, str(status.st_mtime_ns))
 
     def list(self, prefix: str) -> list[str]:
         folder, cut = self._base / prefix, len(str(self._base).rstrip("/")) + 1

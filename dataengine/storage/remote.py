@@ -15,6 +15,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, Not
 from obstore.store import from_url
 
 from dataengine.errors import ConfigError, CorruptObject, MissingObject, StorageError
+from dataengine.storage.store import Head
 
 _CREATE_TRIES = 5
 _ENDPOINT = re.compile(r"https?://[^\s/]+(/\S*)?")
@@ -22,11 +23,15 @@ _ABSENT = (NotFoundError, FileNotFoundError)  # obstore raises either
 
 
 class RemoteBackend:
-    """Objects of one bucket; credentials come from the environment, other settings from `options`."""
+    """Objects of one bucket; credentials come from the environment, other settings from `options`.
 
-    def __init__(self, base: str, options: dict[str, str]) -> None:
+    `timeout_seconds` are those of a request, and those in which it is tried again.
+    """
+
+    def __init__(self, base: str, options: dict[str, str], timeout_seconds: float | None = None) -> None:
         self._base = base
-        client: dict[str, Any] = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
+        timeout = timedelta(seconds=timeout_seconds or 120)
+        client: dict[str, Any] = {"timeout": timeout, "connect_timeout": min(timeout, timedelta(seconds=10))}
         endpoint = options.get("endpoint", "")
         if endpoint and not _ENDPOINT.fullmatch(endpoint):
             raise ConfigError(f"{base}: storage_options: endpoint={endpoint!r}: wanted http:// or https:// and a host")
@@ -39,7 +44,7 @@ class RemoteBackend:
                 base,
                 config=cast(Any, settings),
                 client_options=cast(Any, client),
-                retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=60)},
+                retry_config={"max_retries": 6, "retry_timeout": min(timeout, timedelta(seconds=60))},
             )
         except BaseException as error:
             # The client panics, which is no Exception, at an option of another kind than the store's.
@@ -132,13 +137,13 @@ class RemoteBackend:
             except _ABSENT:
                 return None
 
-    def fingerprint(self, path: str) -> str | None:
+    def head(self, path: str) -> Head | None:
         with self._faults(path):
             try:
-                head = obstore.head(self._store, path)
+                found = obstore.head(self._store, path)
             except _ABSENT:
                 return None
-            return f"{head['size']}-{head['e_tag']}"
+            return Head(int(found["size"]), found["e_tag"] or found["last_modified"].isoformat())
 
     def list(self, prefix: str) -> list[str]:
         folder = prefix.rstrip("/") + "/" if prefix else ""

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from dataengine.errors import ConfigError, StorageError
 from dataengine.storage.hashing import HashingWriter
 
 READ_AHEAD_BYTES = 4 * 2**20  # a ranged GET costs about as much as 4 MiB of transfer
+_PLACES = ("ENDPOINT", "ACCOUNT_NAME")  # in the names of settings that say which store a bucket is one of
+
+
+class Head(NamedTuple):
+    """What a store tells of an object without reading it: bytes, and the ETag, or else the time of change."""
+
+    nbytes: int
+    tag: str
 
 
 class Backend(Protocol):
@@ -35,7 +44,7 @@ class Backend(Protocol):
     def delete(self, path: str) -> None: ...
     def modified(self, path: str) -> datetime | None: ...
     def size(self, path: str) -> int | None: ...
-    def fingerprint(self, path: str) -> str | None: ...
+    def head(self, path: str) -> Head | None: ...
     def list(self, prefix: str) -> list[str]: ...
     def local_path(self, path: str) -> Path | None: ...
 
@@ -50,6 +59,8 @@ class Root:
 
     url: str
     options: tuple[tuple[str, str], ...] = ()
+    timeout_seconds: float | None = None
+    """For a request to an object store, and for trying it again; None is two minutes, and one."""
 
     def get(self, path: str) -> bytes:
         """The whole object."""
@@ -120,14 +131,19 @@ class Root:
         backend, inner = self._locate(path)
         return backend.size(inner)
 
+    def head(self, path: str) -> Head | None:
+        """Size and tag of the object; None when it is not there."""
+        backend, inner = self._locate(path)
+        return backend.head(inner)
+
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
         return self.size(path) is not None
 
     def fingerprint(self, path: str) -> str | None:
         """A cheap text that changes when the object does (size and ETag or time of change); None when absent."""
-        backend, inner = self._locate(path)
-        return backend.fingerprint(inner)
+        found = self.head(path)
+        return None if found is None else f"{found.nbytes}-{found.tag}"
 
     def list(self, prefix: str) -> list[str]:
         """Sorted paths of the objects under the folder `prefix`, in the form they can be opened with."""
@@ -145,13 +161,19 @@ class Root:
         """The object's full address, to be opened from any root."""
         return path if _is_absolute(path) else f"{_absolute_url(self.url)}/{path}"
 
+    def store(self) -> str:
+        """Tells its store from others with a bucket of the same name: the settings that say where it is."""
+        named = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))}
+        settings = sorted((named | dict(self.options)).items())
+        return " ".join(f"{name}={value}" for name, value in settings if any(one in name.upper() for one in _PLACES))
+
     def within(self, address: str) -> str:
         """`address` relative to this root when it lies inside, so that a root may be moved; else as it is."""
         return address.removeprefix(f"{self.address('').rstrip('/')}/")
 
     def _locate(self, path: str) -> tuple[Backend, str]:
         base, inner = _split(self.address(path))
-        return _backend(base, self.options), inner
+        return _backend(base, self.options, self.timeout_seconds), inner
 
 
 def _is_absolute(path: str) -> bool:
@@ -184,7 +206,7 @@ def _split(address: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _backend(base: str, options: tuple[tuple[str, str], ...]) -> Backend:
+def _backend(base: str, options: tuple[tuple[str, str], ...], timeout_seconds: float | None) -> Backend:
     if base == "/":
         from dataengine.storage.local import LocalBackend
 
@@ -194,7 +216,7 @@ def _backend(base: str, options: tuple[tuple[str, str], ...]) -> Backend:
         raise ConfigError(f"{base}: no such kind of store; roots are folders, s3://, gs:// or az:// URLs")
     from dataengine.storage.remote import RemoteBackend
 
-    return RemoteBackend(base, dict(options))
+    return RemoteBackend(base, dict(options), timeout_seconds)
 
 
 def _open_local(local: Path, backend: Backend, inner: str) -> BinaryIO:

@@ -185,7 +185,21 @@ class BatchMaker:
                 values.append(value)
         return values, faults
 
-    def _sample(self, drawn: _Drawn, shard: Shard, raw: Raw | StorageError, *, replaced: bool = False) -> Any:
+    def _sample(self, drawn: _Drawn, shard: Shard, raw: Raw | StorageError, replacement: int | None = None) -> Any:
+        """The sample of a draw, or of the row in its place. One that does not decode is read a second time, if from
+        afar: what a cache holds may have been damaged, and here alone.
+        """
+        try:
+            return self._made(drawn, shard, raw, replaced=replacement is not None)
+        except CorruptObject:
+            again = None
+            if not isinstance(raw, StorageError):
+                again = self._reader.read_anew(drawn.row if replacement is None else replacement)
+            if again is None:
+                raise
+        return self._made(drawn, shard, again, replaced=replacement is not None)
+
+    def _made(self, drawn: _Drawn, shard: Shard, raw: Raw | StorageError, *, replaced: bool) -> Any:
         if isinstance(raw, StorageError):
             raise raw
         return self._plan.maker.sample(raw, shard, drawn.epoch, drawn.shape, replaced=replaced, pad=drawn.pad)
@@ -198,7 +212,7 @@ class BatchMaker:
             replacement = order.row_at(int(hashed[0] % np.uint64(order.num_rows)))
             (shard,), (raw,) = self._reader.read(np.array([replacement]))
             try:
-                return replacement, self._sample(drawn, shard, raw, replaced=True)
+                return replacement, self._sample(drawn, shard, raw, replacement)
             except CorruptObject:
                 continue
         raise CorruptObject(

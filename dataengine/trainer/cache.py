@@ -1,8 +1,9 @@
 """A cache of remote bytes on this machine's disk, shared by its processes, that keeps to a byte limit.
 
-Objects are cut into blocks; a block is fetched once, written aside and renamed, and the least recently used ones go
+Objects are cut into blocks; a block is kept once, written aside and renamed, and the least recently used ones go
 when the limit is reached, or the disk is full. Only files that this cache wrote, in a folder that it marked, are ever
-deleted. A disk that has no room, or refuses, costs speed alone: what cannot be kept is read through.
+deleted. A disk that has no room, or refuses, or another process that stands still with the lock, costs speed alone:
+what cannot be kept is read through.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from dataengine.errors import ConfigError
-from dataengine.storage.store import Root
 from dataengine.trainer import arguments
 
 _MARK = "dataengine-cache.json"
@@ -34,9 +35,21 @@ _OWN = re.compile(r"[0-9a-f]{32}-[0-9]+\.block|\.[0-9a-f]{32}-[0-9]+\.block\.[0-
 _KEEP = 0.9  # of the limit, when blocks are deleted: so that it is not done again for every block
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE_SECONDS = 60.0  # that a cache keeps nothing after a disk refused: finding that out costs more than a read
+_LOCK_SECONDS = 3.0  # which are many writes of others
+_LOOK_SECONDS = 0.001
 _LOG = logging.getLogger("dataengine.trainer")
 _aside_until: dict[Path, float] = {}
 """Of this process: folders whose disk refused, and when it is asked again."""
+_turns: dict[Path, Lock] = {}
+"""Of its threads, which one may ask for a folder's lock: threads wake each other, processes have to look."""
+
+
+class Stored(NamedTuple):
+    """An object by its full address, and `tag`, which tells contents apart that were or are to be had under it."""
+
+    address: str
+    nbytes: int
+    tag: str
 
 
 class Span(NamedTuple):
@@ -87,14 +100,14 @@ class Cache:
             start = number * self.block_bytes
             yield Span(number, max(offset, start) - start, min(end, start + self.block_bytes) - start)
 
-    def kept(self, root: Root, path: str, span: Span, size: int) -> bytes | None:
-        """A span of a block of an object of `size` bytes; None unless the block is kept, whole."""
+    def kept(self, stored: Stored, span: Span) -> bytes | None:
+        """A span of a block; None unless the block is kept, whole."""
         try:
-            descriptor = os.open(self._file(root, path, span.block, size), os.O_RDONLY)
+            descriptor = os.open(self._file(stored, span.block), os.O_RDONLY)
         except OSError:
             return None
         try:
-            if os.fstat(descriptor).st_size != self._length(span.block, size):
+            if os.fstat(descriptor).st_size != self.extent(stored, span.block)[1]:
                 return None
             content = os.pread(descriptor, span.end - span.begin, span.begin)
             with suppress(OSError):
@@ -105,44 +118,42 @@ class Cache:
             os.close(descriptor)
         return content if len(content) == span.end - span.begin else None
 
-    def fetch(self, root: Root, path: str, number: int, size: int) -> bytes:
-        """One block of an object of `size` bytes, from the store, and kept."""
-        content = root.get_range(path, number * self.block_bytes, self._length(number, size))
-        self._store(self._file(root, path, number, size), content)
-        return content
+    def extent(self, stored: Stored, number: int) -> tuple[int, int]:
+        """(offset, number of bytes) of a block."""
+        begin = number * self.block_bytes
+        return begin, min(self.block_bytes, stored.nbytes - begin)
 
-    def forget(self, root: Root, path: str, offset: int, nbytes: int, size: int) -> None:
+    def forget(self, stored: Stored, offset: int, nbytes: int) -> None:
         """Delete the blocks of a range whose bytes turned out to be wrong."""
         for span in self.spans(offset, nbytes):
             with suppress(OSError):
-                self._file(root, path, span.block, size).unlink(missing_ok=True)
+                self._file(stored, span.block).unlink(missing_ok=True)
 
-    def _file(self, root: Root, path: str, number: int, size: int) -> Path:
-        name = hashlib.blake2b(f"{root.address(path)} {size} {self.block_bytes}".encode(), digest_size=16).hexdigest()
+    def _file(self, stored: Stored, number: int) -> Path:
+        text = f"{stored.address}\n{stored.nbytes}\n{stored.tag}\n{self.block_bytes}"
+        name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         return Path(self.folder) / name[:2] / f"{name}-{number}{_SUFFIX}"
 
-    def _length(self, number: int, size: int) -> int:
-        return min(self.block_bytes, size - number * self.block_bytes)
-
-    def _store(self, file: Path, content: bytes) -> None:
+    def keep(self, stored: Stored, number: int, content: bytes) -> None:
         """Keep a block, in place of others if need be; where that fails, keep none for a while."""
-        if time.monotonic() < _aside_until.get(Path(self.folder), 0.0):
+        file = self._file(stored, number)
+        if self._is_aside():
             return
         try:
             with self._locked() as usage:
                 try:
-                    self._keep(usage, file, content)
+                    self._write(usage, file, content)
                 except OSError as error:
                     usage.unlink(missing_ok=True)  # it is counted anew
                     if error.errno not in _FULL:
                         raise
                     # Others have filled the disk: the cache is to be smaller than it may.
                     self._evict(int(self._used() * _KEEP) - len(content))
-                    self._keep(usage, file, content)
+                    self._write(usage, file, content)
         except OSError as error:
             self._step_aside(error)
 
-    def _keep(self, usage: Path, file: Path, content: bytes) -> None:
+    def _write(self, usage: Path, file: Path, content: bytes) -> None:
         try:
             used = int(usage.read_bytes())
         except (FileNotFoundError, ValueError):
@@ -152,6 +163,9 @@ class Cache:
         file.parent.mkdir(exist_ok=True)
         _replace(file, content)
         _replace(usage, str(used + len(content)).encode())
+
+    def _is_aside(self) -> bool:
+        return time.monotonic() < _aside_until.get(Path(self.folder), 0.0)
 
     def _step_aside(self, error: OSError) -> None:
         folder, until = Path(self.folder), time.monotonic() + _ASIDE_SECONDS
@@ -171,9 +185,25 @@ class Cache:
     @contextmanager
     def _locked(self) -> Iterator[Path]:
         self._mark()  # the disk may have been full when the cache was opened
-        with open(Path(self.folder) / _MARK, "rb") as mark:
-            fcntl.flock(mark, fcntl.LOCK_EX)  # goes with the process that holds it
-            yield Path(self.folder) / _USAGE
+        turn, end = _turns.setdefault(Path(self.folder), Lock()), time.monotonic() + _LOCK_SECONDS
+        if not turn.acquire(timeout=_LOCK_SECONDS):
+            raise _locked_by_another()
+        try:
+            with open(Path(self.folder) / _MARK, "rb") as mark:
+                self._lock(mark.fileno(), end)
+                yield Path(self.folder) / _USAGE
+        finally:
+            turn.release()
+
+    def _lock(self, mark: int, end: float) -> None:
+        """Lock it as long as it is open. Raises OSError if another keeps it locked: one that was stopped, or hangs."""
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            if time.monotonic() > end or self._is_aside():  # as another thread waited long enough
+                raise _locked_by_another()
+            time.sleep(_LOOK_SECONDS)
 
     def _evict(self, goal: int) -> int:
         """Deletes the blocks that were used longest ago, down to `goal` bytes; the bytes that are left."""
@@ -199,6 +229,10 @@ class Cache:
 
     def _used(self) -> int:
         return sum(nbytes for _, _, nbytes in self._blocks())
+
+
+def _locked_by_another() -> OSError:
+    return OSError(errno.EAGAIN, f"another process has kept it locked for {_LOCK_SECONDS:g} s")
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -9,16 +9,18 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar, cast
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
-from dataengine.storage.store import Root
+from dataengine.storage.store import Head, Root
 from dataengine.trainer import arguments
-from dataengine.trainer.blocks import Wanted, read_through
-from dataengine.trainer.cache import Cache
+from dataengine.trainer.blocks import Block, Pieces, Wanted, read_through
+from dataengine.trainer.cache import Cache, Stored
+from dataengine.trainer.calls import Calls
 
 Range = tuple[str, int, int]
 """Path, offset, number of bytes."""
@@ -27,6 +29,7 @@ _MAX_GAP_BYTES = 256 * 2**10  # what a ranged GET costs in time is about this mu
 _MAX_RUN_BYTES = 8 * 2**20
 _ENTRY_BLOCK = 1024  # index entries of a chunk of 128 samples
 _MAX_ENTRY_BLOCKS = 16_384  # 16 MiB
+_GRACE_SECONDS = 1.0
 _MAX_TRIES = 20  # after which the pause has doubled to days
 Found = TypeVar("Found")
 _LOG = logging.getLogger("dataengine.trainer")
@@ -64,24 +67,26 @@ class Fetcher:
     """Reads ranges of objects under `root`. Runs threads, so it must be made after a fork."""
 
     def __init__(self, root: Root, patience: Patience, cache: Cache | None = None, parallel: int = 16) -> None:
-        self._root, self._patience, self._cache = root, patience, cache
-        # A read that timed out keeps its thread until the client gives up, hence twice as many threads as reads.
-        self._reads = ThreadPoolExecutor(2 * parallel, thread_name_prefix="dataengine-read")
-        self._runs = ThreadPoolExecutor(parallel, thread_name_prefix="dataengine-fetch")
+        # Reads that hang shall end by themselves, and after they were given up: that error says more.
+        limit = patience.timeout_seconds + _GRACE_SECONDS
+        self._root, self._patience, self._cache = replace(root, timeout_seconds=limit), patience, cache
+        self._store = root.store()
+        self._reads = Calls(parallel, "dataengine-read")
+        self._runs = Calls(parallel, "dataengine-fetch")
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._sizes: dict[str, int] = {}
+        self._heads: dict[str, Head] = {}
 
     def entries(self, ranges: Sequence[Range]) -> list[bytes | StorageError]:
         """Small ranges of index files, read and remembered in blocks of 1 KiB and the entry that follows."""
         wanted = {(path, offset // _ENTRY_BLOCK) for path, offset, _ in ranges}
         missing = [block for block in wanted if block not in self._blocks]
-        loads = [self._runs.submit(self._load_block, *block) for block in missing]
         failed: dict[tuple[str, int], StorageError] = {}
-        for block, load in zip(missing, loads, strict=True):
-            try:
-                self._blocks[block] = load.result()
-            except StorageError as error:
-                failed[block] = error
+        loads = self._all([partial(self._load_block, *block) for block in missing])
+        for block, content in zip(missing, loads, strict=True):
+            if isinstance(content, StorageError):
+                failed[block] = content
+            else:
+                self._blocks[block] = content
         found = [self._entry(one, failed) for one in ranges]
         while len(self._blocks) > _MAX_ENTRY_BLOCKS:
             self._blocks.popitem(last=False)
@@ -93,10 +98,8 @@ class Fetcher:
             return self._through(self._cache, ranges, sizes)
         found: list[bytes | StorageError] = [b""] * len(ranges)
         runs = _coalesced(ranges)
-        for run, read in [
-            (run, self._runs.submit(self._read, run.path, run.begin, run.end - run.begin)) for run in runs
-        ]:
-            content = _outcome(read)
+        reads = self._all([partial(self._read, run.path, run.begin, run.end - run.begin) for run in runs])
+        for run, content in zip(runs, reads, strict=True):
             for number in run.numbers:
                 _, offset, nbytes = ranges[number]
                 begin = offset - run.begin
@@ -104,31 +107,46 @@ class Fetcher:
         return found
 
     def forget(self, one: Range, size: int | None, entry: Range) -> None:
-        """Drop what was kept of a range that turned out to be wrong, and of its entry in the index."""
+        """Drop what is kept of a range that turned out to be wrong, of its entry in the index, and of both objects."""
         path, offset, nbytes = one
         self._blocks.pop((entry[0], entry[1] // _ENTRY_BLOCK), None)
-        size = self._sizes.get(path) if size is None else size
-        if self._cache is not None and size is not None and offset + nbytes <= size:
-            self._cache.forget(self._root, path, offset, nbytes, size)
+        self._heads.pop(entry[0], None)
+        head = self._heads.pop(path, None) if size is None else Head(size, "")
+        if self._cache is not None and head is not None and offset + nbytes <= head.nbytes:
+            self._cache.forget(self._stored(path, head), offset, nbytes)
 
     def _through(
         self, cache: Cache, ranges: Sequence[Range], sizes: Sequence[int | None]
     ) -> list[bytes | StorageError]:
-        unknown = {path for (path, _, _), size in zip(ranges, sizes, strict=True) if size is None}
-        found = {path: _outcome(self._runs.submit(self._size, path)) for path in unknown}
-        every = [found[path] if size is None else size for (path, _, _), size in zip(ranges, sizes, strict=True)]
-        wanted = [Wanted(*one, size) for one, size in zip(ranges, every, strict=True) if isinstance(size, int)]
-        read = iter(read_through(cache, self._root, wanted, lambda *what: self._runs.submit(self._attempt, *what)))
-        return [next(read) if isinstance(size, int) else size for size in every]
+        known = {path: size for (path, _, _), size in zip(ranges, sizes, strict=True)}
+        unknown = [path for path, size in known.items() if size is None]
+        heads: dict[str, Head | StorageError] = {path: Head(size or 0, "") for path, size in known.items()}
+        heads |= zip(unknown, self._all([partial(self._head, path) for path in unknown]), strict=True)
+        stored = {path: self._stored(path, head) for path, head in heads.items() if isinstance(head, Head)}
+        wanted = [Wanted(stored[path], offset, nbytes) for path, offset, nbytes in ranges if path in stored]
+        read = iter(read_through(cache, wanted, partial(self._fetched, cache)))
+        return [next(read) if path in stored else cast(StorageError, heads[path]) for path, _, _ in ranges]
 
-    def _size(self, path: str) -> int:
-        size = self._sizes.get(path)
-        if size is None:
-            size = self._attempt(lambda: self._root.size(path), f"size of {path}")
-            if size is None:
+    def _fetched(self, cache: Cache, blocks: Sequence[Block]) -> list[Pieces | StorageError]:
+        return self._all([partial(self._kept, cache, block) for block in blocks])
+
+    def _kept(self, cache: Cache, block: Block) -> Pieces:
+        """A block, read and kept; only reading it has a limit of time."""
+        content = self._read(block.stored.address, *cache.extent(block.stored, block.number))
+        cache.keep(block.stored, block.number, content)
+        return block.cut(content)
+
+    def _stored(self, path: str, head: Head) -> Stored:
+        return Stored(self._root.address(path), head.nbytes, f"{self._store} {head.tag}")
+
+    def _head(self, path: str) -> Head:
+        head = self._heads.get(path)
+        if head is None:
+            head = self._attempt(lambda: self._root.head(path), f"size of {path}")
+            if head is None:
                 raise MissingObject(f"{self._root.address(path)}: no such object; copy the shard again")
-            self._sizes[path] = size
-        return size
+            self._heads[path] = head
+        return head
 
     def _entry(self, one: Range, failed: dict[tuple[str, int], StorageError]) -> bytes | StorageError:
         path, offset, nbytes = one
@@ -144,22 +162,41 @@ class Fetcher:
 
     def _load_block(self, path: str, number: int) -> bytes:
         """One block and the first entry of the next, or what the index has of it."""
-        size = self._size(path)
+        size = self._head(path).nbytes
         begin = number * _ENTRY_BLOCK
         return self._read(path, begin, max(0, min(_ENTRY_BLOCK + 8, size - begin)))
 
     def _read(self, path: str, offset: int, nbytes: int) -> bytes:
         return self._attempt(lambda: self._root.get_range(path, offset, nbytes), path)
 
+    def _all(self, calls: Sequence[Callable[[], Found]]) -> list[Found | StorageError]:
+        """What each call gave. After one that a store failed, the others are not waited for, and fail alike."""
+        runs = [self._runs.submit(call) for call in calls]
+        found: list[Found | StorageError] = []
+        fault: StorageError | None = None
+        try:
+            for run in runs:
+                if fault is not None and not run.done():
+                    found.append(fault)
+                    continue
+                outcome = _outcome(run)
+                found.append(outcome)
+                fault = outcome if type(outcome) is StorageError else fault
+        finally:
+            for run in runs:
+                self._runs.give_up(run)
+        return found
+
     def _attempt(self, read: Callable[[], Found], what: str) -> Found:
         pause = self._patience.pause_seconds
         for attempt in range(1, self._patience.tries + 1):
-            waiting: Future[Found] = self._reads.submit(read)
+            waiting = self._reads.submit(read)
             try:
                 return waiting.result(self._patience.timeout_seconds)
             except MissingObject:
                 raise
             except (StorageError, FutureTimeout) as error:
+                self._reads.give_up(waiting)
                 fault = (
                     error
                     if isinstance(error, StorageError)

@@ -12,6 +12,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from dataengine.errors import ConfigError, CorruptObject, StorageError
 from dataengine.storage.store import Root
 from dataengine.trainer.cache import Cache
@@ -23,7 +25,6 @@ from dataengine.trainer.stacked import StackedReader
 from dataengine.trainer.tarset import MEMBERS, LocalTars, Raw, RemoteTars, Tars
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 MAIN = ""
@@ -109,6 +110,16 @@ class SampleReader:
         samples = zip(*(tars.read(asked) for tars in self._sets.values()), strict=True)
         return shards, map(self._sound, rows.tolist(), asked, samples)
 
+    def read_anew(self, row: int) -> Raw | StorageError | None:
+        """A row whose sample was read and is no good, past all that is kept of it; None where all lies on local disks:
+        what was read there is what there is.
+        """
+        if not self._is_remote:
+            return None
+        _, (place,) = self._located(np.array([row]))
+        sample = self._anew(row, place)
+        return self._again(row, place, sample) if type(sample) is CorruptObject else sample
+
     def columns(self, rows: NDArray[np.int64], arrays: Container[str]) -> Columns | None:
         """Rows of an `is_plain` reader, in half of the time; those of `arrays` stacked where they are alike.
 
@@ -153,16 +164,19 @@ class SampleReader:
         return f"shard {self._source.shards.shards[shard].name}, sample {place}"
 
     def _again(self, row: int, place: tuple[int, int], fault: CorruptObject) -> Raw | StorageError:
-        """A sample whose bytes were wrong, read anew past all that is kept: wires and caches err, too."""
+        """A sample whose bytes were wrong, read anew: wires and caches err, too."""
         sample: Raw | StorageError = fault
         for _ in range(self._source.patience.tries - 1 if self._is_remote else 0):
-            for tars in self._sets.values():
-                tars.forget(*place)
-            of_sets = [next(tars.read([place])) for tars in self._sets.values()]
-            sample = self._joined(row, place, of_sets)
+            sample = self._anew(row, place)
             if type(sample) is not CorruptObject:
                 break
         return sample
+
+    def _anew(self, row: int, place: tuple[int, int]) -> Raw | StorageError:
+        """A sample, read past all that is kept of it."""
+        for tars in self._sets.values():
+            tars.forget(*place)
+        return self._joined(row, place, [next(tars.read([place])) for tars in self._sets.values()])
 
     def _joined(self, row: int, place: tuple[int, int], samples: Sequence[Raw | StorageError]) -> Raw | StorageError:
         """One sample out of what each set of tars holds of it."""

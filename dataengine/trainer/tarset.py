@@ -7,21 +7,23 @@ an error that names file and offset.
 
 from __future__ import annotations
 
+import errno
 import os
-import resource
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise, starmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
 from dataengine.storage.store import Root
 from dataengine.storage.tar import BLOCK
 from dataengine.trainer.fetch import Fetcher, Range
+from dataengine.trainer.files import raise_file_limit
 from dataengine.trainer.index import Shard
 
 _PLACE = struct.Struct("<QQ")
@@ -29,9 +31,8 @@ _ENTRY = 8  # bytes of an index entry
 _ENTRIES = 128  # of an index that are read at once: a chunk's, which one worker reads whole
 _MAX_BLOCKS = 2**40  # of one index; blocks of all of them are numbered through
 _MAX_ENTRY_BLOCKS = 16_384  # 20 MB: four chunks of each of 512 slots' lanes, should one process read them all
-_SPARE_FILES = 256  # for everything else that the process opens
-_MANY_FILES = 65_536
-_READERS = 8  # threads that read in one process, each with files of its own
+_SPARE_FILES = 256  # for everything else that the process opens; a quarter, where it may open few
+_OPEN_TRIES, _OPEN_SECONDS = 100, 0.05  # until others of this process have closed theirs
 _PARTS = {**dict.fromkeys((b"jpg", b"jpeg", b"png", b"webp"), "image"), b"txt": "txt", b"json": "json", b"npy": "npy"}
 INDEX = ".idx"
 MEMBERS = ("image", "txt", "json")
@@ -96,21 +97,30 @@ class _Entries:
 
 
 class LocalTars:
-    """Tars on this machine's disks, kept open. Belongs to one thread; others make their own."""
+    """Tars on this machine's disks, kept open. Belongs to one thread; others make their own.
+
+    All of this process share its files: as others come, each closes what is over its share before it reads on. What
+    one that does not read on holds, the others do without.
+    """
+
+    _open_by_all: ClassVar[dict[int, OrderedDict[int, tuple[int, int, int]]]] = {}
+    _max_open: ClassVar[int] = 1
+    """Tars, of two files each, that one may have open."""
 
     def __init__(self, root: Root, tars: Tars) -> None:
         self._root, self._tars = root, tars
-        self._open: OrderedDict[int, tuple[int, int, int]] = OrderedDict()
-        self._max_open = _room_for(len(tars))
+        self._open = self._open_by_all[id(self)] = OrderedDict()
         self._entries: OrderedDict[int, _Entries] = OrderedDict()
+        _share_files()
 
     def __del__(self) -> None:
-        for *descriptors, _ in self._open.values():
-            for descriptor in descriptors:
-                os.close(descriptor)
+        self._close_down_to(0)
+        del self._open_by_all[id(self)]
 
     def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Raw | StorageError]:
         """Each sample (shard, place), or what is wrong with it, read when it is asked for."""
+        if len(self._open) > self._max_open:
+            self._close_down_to(self._max_open)
         return starmap(self._sample, places)
 
     def forget(self, shard: int, place: int) -> None:
@@ -124,6 +134,8 @@ class LocalTars:
 
         What follows is not read. If not, any of the targets may be filled.
         """
+        if len(self._open) > self._max_open:
+            self._close_down_to(self._max_open)
         wanted = sum(map(len, targets[0]))
         try:
             for (shard, place), target in zip(places, targets, strict=True):
@@ -176,6 +188,29 @@ class LocalTars:
         return entries
 
     def _opened(self, shard: int) -> tuple[int, int, int]:
+        max_all = _share_files()
+        self._close_down_to(self._max_open - 1)
+        # All others' dicts at once, which they change meanwhile; one too many here or there is spared for.
+        while self._open and sum(map(len, list(self._open_by_all.values()))) >= max_all:
+            self._close_down_to(len(self._open) - 1)
+        for attempt in range(1, _OPEN_TRIES + 1):
+            try:
+                self._open[shard] = self._opened_files(shard)
+                break
+            except OSError:  # too many files are open
+                if attempt == _OPEN_TRIES:
+                    raise
+            self._close_down_to(0)
+            time.sleep(_OPEN_SECONDS if attempt > 1 else 0)
+        return self._open[shard]
+
+    def _close_down_to(self, count: int) -> None:
+        while len(self._open) > count:
+            for descriptor in self._open.popitem(last=False)[1][:2]:
+                os.close(descriptor)
+
+    def _opened_files(self, shard: int) -> tuple[int, int, int]:
+        """(tar, index, bytes of the tar). Raises OSError when too many files are open, StorageError for all else."""
         tar = self._tars[shard]
         path = self._root.local_path(tar.path)
         assert path is not None
@@ -185,13 +220,9 @@ class LocalTars:
             if tar.nbytes is not None and size != tar.nbytes:
                 raise CorruptObject(f"{path}: holds {size} bytes, the manifest says {tar.nbytes}; copy the shard again")
             index = _opened_file(path.with_name(path.name + INDEX))
-        except StorageError:
+        except (OSError, StorageError):
             os.close(descriptor)
             raise
-        while len(self._open) >= self._max_open:
-            for oldest in self._open.popitem(last=False)[1][:2]:
-                os.close(oldest)
-        self._open[shard] = (descriptor, index, size)
         return descriptor, index, size
 
     def _address(self, shard: int) -> str:
@@ -304,17 +335,14 @@ def _opened_file(path: Path) -> int:
     except FileNotFoundError as error:
         raise MissingObject(f"{path}: no such object; copy the shard again") from error
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise StorageError(f"{path}: cannot open: {error.strerror}") from error
 
 
-def _room_for(num_tars: int) -> int:
-    """How many tars, of two files each, may be open. Asks the system for more files when the dataset has more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _MANY_FILES <= (
-        hard if hard != resource.RLIM_INFINITY else _MANY_FILES
-    ):
-        # The usual 1,024 are for programs that use select(); 3,072 shards would be opened again for every other sample.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_MANY_FILES, hard))
-        soft = _MANY_FILES
-    room = num_tars if soft == resource.RLIM_INFINITY else (soft - _SPARE_FILES) // (2 * _READERS)
-    return max(1, min(num_tars, room))
+def _share_files() -> int:
+    """Tars that may be open in this process, after dividing them among all its `LocalTars`."""
+    limit = raise_file_limit()
+    max_all = (limit - min(_SPARE_FILES, limit // 4)) // 2
+    LocalTars._max_open = max(1, max_all // len(LocalTars._open_by_all))
+    return max_all

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 class FaultyStore:
     """What the proxy does: seconds to wait, the share of answers that are faulty, and how many were.
 
-    The first answer for each path that ends with `spoiled` has a bit flipped, whatever the share.
+    The first answer for each path that ends with `spoiled` has a bit flipped, whatever the share. The first `hanging`
+    answers come after a minute, and the first size that is told of each path that ends with `emptied` is 0.
     """
 
     def __init__(
@@ -25,8 +26,11 @@ class FaultyStore:
         faults: float = 0.0,
         kinds: tuple[str, ...] = ("refuse", "cut"),
         spoiled: str | None = None,
+        hanging: int = 0,
+        emptied: str | None = None,
     ) -> None:
         self.latency_seconds, self.faults, self.kinds, self.spoiled = latency_seconds, faults, kinds, spoiled
+        self.hanging, self.emptied = hanging, emptied
         self._seen: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.endpoint = ""
@@ -36,6 +40,9 @@ class FaultyStore:
         """What becomes of the answer for a path."""
         with self._lock:
             self.counts["answers"] += 1
+            if self.counts["hang"] < self.hanging:
+                self.counts["hang"] += 1
+                return "hang"
             if self.spoiled is not None and path.endswith(self.spoiled) and path not in self._seen:
                 self._seen.add(path)
                 self.counts["flip"] += 1
@@ -44,6 +51,15 @@ class FaultyStore:
             kind = self._random.choice(self.kinds) if faulty else "sound"
             self.counts[kind] += 1
             return kind
+
+    def empties(self, path: str) -> bool:
+        """Whether a path's size is told as 0."""
+        with self._lock:
+            if self.emptied is None or not path.endswith(self.emptied) or path in self._seen:
+                return False
+            self._seen.add(path)
+            self.counts["empty"] += 1
+            return True
 
 
 @contextmanager
@@ -58,6 +74,10 @@ def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
             time.sleep(store.latency_seconds)
             store.counts[self.command] += 1
             kind = store.choose(self.path) if self.command == "GET" else "sound"
+            if kind == "hang":
+                time.sleep(60)
+                self.close_connection = True
+                return
             if kind == "refuse":
                 self._answer(503, [("Content-Length", "0")], b"")
                 return
@@ -69,6 +89,8 @@ def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
             if kind == "flip" and body:
                 body = body[:-1] + bytes([body[-1] ^ 1]) if len(body) < 2000 else _flipped(body)
             headers = [(name, value) for name, value in answer.getheaders() if name.lower() != "transfer-encoding"]
+            if self.command == "HEAD" and store.empties(self.path):
+                headers = [(name, "0" if name.lower() == "content-length" else value) for name, value in headers]
             self._answer(answer.status, headers, body[: len(body) // 2] if kind == "cut" else body)
             self.close_connection = self.close_connection or kind == "cut"
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ import pytest
 from dataengine.errors import ConfigError
 from dataengine.storage.store import Root
 from dataengine.trainer import Cache, DataLoader, ShardDataset
-from dataengine.trainer.blocks import Pieces, Wanted, read_through
+from dataengine.trainer.blocks import Block, Pieces, Wanted, read_through
+from dataengine.trainer.cache import Stored
 from tests.trainer.publishing import publish
 
 BLOCK = 2**14
@@ -48,17 +51,24 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def at_once(fetch: Callable[[], Pieces], _: str) -> Future[Pieces]:
-    done: Future[Pieces] = Future()
-    done.set_result(fetch())
-    return done
+def stored(root: Root, tag: str = "") -> Stored:
+    return Stored(root.address("object"), len(OBJECT), tag)
 
 
 def read_all(cache: Cache, root: Root) -> None:
     """Every block, twice, checked."""
+
+    def fetch(blocks: Sequence[Block]) -> list[Pieces]:
+        found = []
+        for block in blocks:
+            content = root.get_range(block.stored.address, *cache.extent(block.stored, block.number))
+            cache.keep(block.stored, block.number, content)
+            found.append(block.cut(content))
+        return found
+
     for _ in range(2):
         for begin in range(0, len(OBJECT), BLOCK):
-            (content,) = read_through(cache, root, [Wanted("object", begin, BLOCK, len(OBJECT))], at_once)
+            (content,) = read_through(cache, [Wanted(stored(root), begin, BLOCK)], fetch)
             assert content == OBJECT[begin : begin + BLOCK]
 
 
@@ -165,6 +175,24 @@ def test_training_goes_on_where_no_file_may_be_written(s3_server: dict[str, str]
     assert [file for file in (tmp_path / "cache").rglob("*") if "block" in file.name] == []
 
 
+def test_a_process_that_stands_still_with_the_lock_costs_seconds(
+    root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=BLOCK)
+    with open(tmp_path / "cache" / "dataengine-cache.json") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        start = monotonic()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: read_all(cache, root), range(4)))
+        assert monotonic() - start < 6
+    assert blocks(tmp_path) == []
+    (message,) = warnings(caplog)
+    assert "cannot keep what is read (another process has kept it locked for 3 s)" in message
+    monkeypatch.setattr("dataengine.trainer.cache._aside_until", {})  # a minute later
+    read_all(cache, root)
+    assert len(blocks(tmp_path)) == 40
+
+
 def test_a_damaged_count_is_counted_again(root: Root, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=10 * BLOCK, block_bytes=BLOCK)
     read_all(cache, root)
@@ -180,7 +208,7 @@ def test_a_block_that_cannot_be_read_is_fetched(root: Root, tmp_path: Path) -> N
         file.unlink()
         file.mkdir()
     read_all(cache, root)
-    cache.forget(root, "object", 0, len(OBJECT), len(OBJECT))
+    cache.forget(stored(root), 0, len(OBJECT))
 
 
 @pytest.mark.parametrize(

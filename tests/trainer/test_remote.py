@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +117,70 @@ def test_a_bit_that_flips_once_costs_another_read_and_no_sample(
     assert [batch["image"] for batch in far] == [batch["image"] for batch in near]
 
 
+@pytest.mark.parametrize(("emptied", "parts"), [("alpha-000001.tar.idx", ("txt",)), ("alpha-000001.tar", ("latent",))])
+def test_a_size_that_is_told_wrong_once_costs_no_sample(
+    beside: tuple[str, dict[str, Any]],
+    s3_server: dict[str, str],
+    tmp_path: Path,
+    emptied: str,
+    parts: tuple[str, ...],
+) -> None:
+    address, latents = beside
+    with before(s3_server["endpoint"], FaultyStore(emptied=emptied)) as store:
+        dataset = ShardDataset(
+            address,
+            parts=parts,
+            siblings={"latent": "latents"} if parts == ("latent",) else {},
+            storage_options=s3_server | {"endpoint": store.endpoint},
+            cache=Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14),
+        )
+        assert sorted(key for batch in batches(dataset) for key in batch["__key__"]) == sorted(latents)
+        assert store.counts["empty"] == 1
+
+
+@pytest.mark.parametrize("transform", [None, dict])
+def test_a_picture_that_was_damaged_in_the_cache_is_fetched_again(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path, transform: Any
+) -> None:
+    """Only decoding tells that it is."""
+    address, _ = remote
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14)
+    options: dict[str, Any] = {"parts": ("image",), "decode": "rgb", "storage_options": s3_server, "cache": cache}
+    sound = batches(ShardDataset(address, **options))
+    damaged = 0
+    for file in (tmp_path / "cache").rglob("*.block"):
+        content = file.read_bytes()
+        damaged += content.count(b"\xff\xd8\xff")
+        file.write_bytes(content.replace(b"\xff\xd8\xff", bytes(3)))
+    assert damaged > 50
+    loader = DataLoader(ShardDataset(address, transform=transform, **options), global_batch_size=30)
+    for ours, theirs in zip(loader, sound, strict=True):
+        assert ours["__key__"] == theirs["__key__"]
+        assert all(np.array_equal(*two) for two in zip(ours["image"], theirs["image"], strict=True))
+    assert loader.skipped == []
+
+
+def test_a_picture_that_does_not_decode_is_replaced_alike_from_afar_and_from_a_disk(
+    s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    folder = publish(tmp_path / "pairs", {"alpha": (30, 30)})
+    for path in folder.rglob("*.tar"):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"\xff\xd8\xff", bytes(3), 9))
+    address = "s3://lake/reader/damaged/v000001"
+    root = Root(address, tuple(sorted(s3_server.items())))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            root.put(path.relative_to(folder).as_posix(), path.read_bytes())
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14)
+    far = DataLoader(ShardDataset(address, storage_options=s3_server, cache=cache), global_batch_size=30)
+    near = DataLoader(ShardDataset(folder), global_batch_size=30)
+    for ours, theirs in zip(far, near, strict=True):
+        assert ours["__key__"] == theirs["__key__"]
+    assert far.skipped == near.skipped
+    assert len(near.skipped) == 18
+
+
 def test_samples_of_one_block_fetch_it_once(
     remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path
 ) -> None:
@@ -126,7 +195,9 @@ def test_samples_of_one_block_fetch_it_once(
         assert store.counts["GET"] - opened <= num_blocks + 6  # and an index of each tar
 
 
-def test_the_size_of_a_sibling_tar_is_asked_once(s3_server: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def beside(s3_server: dict[str, str], tmp_path: Path) -> tuple[str, dict[str, Any]]:
+    """(the address in the store, key → latent) of 60 samples in 2 shards with tars of latents beside them."""
     folder = publish(tmp_path / "pairs", {"alpha": (30, 30)})
     latents = write_siblings(folder, "latents")
     address = "s3://lake/reader/siblings/v000001"
@@ -134,6 +205,13 @@ def test_the_size_of_a_sibling_tar_is_asked_once(s3_server: dict[str, str], tmp_
     for path in folder.rglob("*"):
         if path.is_file():
             root.put(path.relative_to(folder).as_posix(), path.read_bytes())
+    return address, latents
+
+
+def test_the_size_of_a_sibling_tar_is_asked_once(
+    beside: tuple[str, dict[str, Any]], s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    address, latents = beside
     with before(s3_server["endpoint"], FaultyStore()) as store:
         options = s3_server | {"endpoint": store.endpoint}
         dataset = ShardDataset(
@@ -147,6 +225,36 @@ def test_the_size_of_a_sibling_tar_is_asked_once(s3_server: dict[str, str], tmp_
         got = {sample["__key__"]: sample["latent"].tolist() for sample in dataset}
         assert store.counts["HEAD"] - opened <= 4  # two tars, two indexes
     assert got == {key: array.tolist() for key, array in latents.items()}
+
+
+def test_siblings_that_were_computed_anew_are_not_read_out_of_an_old_cache(
+    beside: tuple[str, dict[str, Any]], s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    """Under the same address, and as large: the store's ETag tells."""
+    address, latents = beside
+    options: dict[str, Any] = {"parts": ("latent",), "siblings": {"latent": "latents"}, "storage_options": s3_server}
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14)
+    assert sum(abs(sample["latent"]).sum() for sample in ShardDataset(address, cache=cache, **options)) > 0
+    root = Root(f"{address}/latents", tuple(sorted(s3_server.items())))
+    for path in [path for path in root.list("") if path.endswith(".tar")]:
+        content = root.get(path)
+        for array in latents.values():
+            content = content.replace(array.tobytes(), bytes(array.nbytes))
+        root.put(path, content)
+    assert sum(abs(sample["latent"]).sum() for sample in ShardDataset(address, cache=cache, **options)) == 0
+
+
+def test_two_stores_with_one_bucket_name_share_no_block(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path
+) -> None:
+    address, _ = remote
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**14)
+    batches(ShardDataset(address, decode="bytes", storage_options=s3_server, cache=cache))
+    size = used(tmp_path / "cache")
+    with before(s3_server["endpoint"], FaultyStore()) as store:
+        options = s3_server | {"endpoint": store.endpoint}
+        batches(ShardDataset(address, decode="bytes", storage_options=options, cache=cache))
+    assert used(tmp_path / "cache") == 2 * size > 0
 
 
 def test_siblings_in_a_store_beside_a_local_dataset(s3_server: dict[str, str], tmp_path: Path) -> None:
@@ -236,6 +344,63 @@ def test_a_missing_shard_and_a_silent_store_are_errors(remote: tuple[str, Path],
         (silent,) = fetcher.ranges([("alpha/alpha-000000.tar", 0, 5)], [None])
     assert isinstance(silent, StorageError)
     assert "no answer within 0.2 s (2 tries)" in str(silent)
+
+
+def test_reads_that_hang_hold_up_no_others(remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path) -> None:
+    """The first 40 requests for tars, more than are read at once, are not answered."""
+    address, folder = remote
+    cache = Cache(tmp_path / "cache", max_bytes=2**24, block_bytes=2**12)
+    with before(s3_server["endpoint"], FaultyStore()) as store:
+        root = Root(address, tuple(sorted((s3_server | {"endpoint": store.endpoint}).items())))
+        fetcher = Fetcher(root, Patience(timeout_seconds=1, tries=4, pause_seconds=0.01), cache)
+        paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
+        ranges = [(path, begin, 1000) for path in paths for begin in range(0, 50 * 2**10, 10 * 2**10)]
+        fetcher.entries([(f"{path}.idx", 0, 16) for path in paths])
+        store.hanging = 40
+        start = monotonic()
+        found = fetcher.ranges(ranges, [(folder / path).stat().st_size for path, _, _ in ranges])
+        assert monotonic() - start < 15
+        for (path, begin, nbytes), content in zip(ranges, found, strict=True):
+            assert content == (folder / path).read_bytes()[begin : begin + nbytes]
+
+
+STALLED = """
+import json, logging, sys
+from dataengine.errors import StorageError
+from dataengine.trainer import DataLoader, Patience, ShardDataset
+
+logging.disable()
+address, options, num_workers, kind = sys.argv[1:]
+if __name__ == "__main__":
+    patience = Patience(timeout_seconds=0.5, tries=2, pause_seconds=0.01)
+    dataset = ShardDataset(address, storage_options=json.loads(options), patience=patience)
+    print("open", flush=True)
+    sys.stdin.readline()
+    try:
+        list(DataLoader(dataset, global_batch_size=10, num_workers=int(num_workers), workers=kind))
+    except StorageError:
+        print("failed", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("num_workers", "kind"), [(0, "process"), (2, "thread"), (2, "process")])
+def test_a_process_ends_after_its_error_however_long_a_store_is_silent(
+    remote: tuple[str, Path], s3_server: dict[str, str], tmp_path: Path, num_workers: int, kind: str
+) -> None:
+    script = tmp_path / "stalled.py"
+    script.write_text(STALLED)
+    with before(s3_server["endpoint"], FaultyStore()) as store:
+        options = json.dumps(s3_server | {"endpoint": store.endpoint})
+        command = [sys.executable, str(script), remote[0], options, str(num_workers), kind]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdin is not None
+            assert run.stdout is not None
+            assert run.stdout.readline() == "open\n"
+            store.latency_seconds = 60
+            run.stdin.write("go\n")
+            run.stdin.flush()
+            assert run.stdout.readline() == "failed\n"
+            assert run.wait(10) == 0
 
 
 @pytest.mark.parametrize("touched", [False, True])
