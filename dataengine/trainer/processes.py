@@ -27,6 +27,7 @@ from typing import Any
 from dataengine.errors import ConfigError, TryAgainError
 from dataengine.trainer import transport
 from dataengine.trainer.batches import Batch, BatchPlan
+from dataengine.trainer.files import raise_file_limit
 from dataengine.trainer.schedule import Ticket
 from dataengine.trainer.worker import Asked, Failed, Inherited, handled_signals, work
 from dataengine.trainer.workers import hung, shards_of
@@ -72,6 +73,7 @@ class Processes:
         self._deaths = 0
         self._put = self._got = 0
         self._workers: list[_Worker] = []
+        raise_file_limit()  # each batch that lies ready takes a file
         try:
             for _ in range(num_workers):
                 self._workers.append(self._started())

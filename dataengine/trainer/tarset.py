@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise, starmap
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from dataengine.errors import CorruptObject, MissingObject, StorageError
 from dataengine.storage.store import Root
@@ -96,6 +96,44 @@ class _Entries:
         self.content, self.left = content, _ENTRIES
 
 
+_Files = tuple[int, int, int]
+"""A tar, its index, and the bytes of the tar."""
+
+
+class _Shared:
+    """Tars, of two files each, that all `LocalTars` of this process have open, and how many may be."""
+
+    __slots__ = ("max_all", "max_each", "open_by")
+
+    def __init__(self) -> None:
+        self.open_by: dict[int, OrderedDict[int, _Files]] = {}
+        self.max_all = self.max_each = 1
+
+    def join(self, one: int) -> OrderedDict[int, _Files]:
+        """What one more has open."""
+        found = self.open_by[one] = OrderedDict()
+        self._divide()
+        return found
+
+    def leave(self, one: int) -> None:
+        """Count one less."""
+        del self.open_by[one]
+        self._divide()
+
+    def _divide(self) -> None:
+        """Give each its share of what the system grants."""
+        limit = raise_file_limit()
+        self.max_all = (limit - min(_SPARE_FILES, limit // 4)) // 2
+        self.max_each = max(1, self.max_all // max(1, len(self.open_by)))
+
+    def count(self) -> int:
+        """Those open, of all threads, which change them meanwhile."""
+        return sum(map(len, list(self.open_by.values())))
+
+
+_SHARED = _Shared()
+
+
 class LocalTars:
     """Tars on this machine's disks, kept open. Belongs to one thread; others make their own.
 
@@ -103,24 +141,19 @@ class LocalTars:
     one that does not read on holds, the others do without.
     """
 
-    _open_by_all: ClassVar[dict[int, OrderedDict[int, tuple[int, int, int]]]] = {}
-    _max_open: ClassVar[int] = 1
-    """Tars, of two files each, that one may have open."""
-
     def __init__(self, root: Root, tars: Tars) -> None:
         self._root, self._tars = root, tars
-        self._open = self._open_by_all[id(self)] = OrderedDict()
+        self._open = _SHARED.join(id(self))
         self._entries: OrderedDict[int, _Entries] = OrderedDict()
-        _share_files()
 
     def __del__(self) -> None:
         self._close_down_to(0)
-        del self._open_by_all[id(self)]
+        _SHARED.leave(id(self))
 
     def read(self, places: Sequence[tuple[int, int]]) -> Iterator[Raw | StorageError]:
         """Each sample (shard, place), or what is wrong with it, read when it is asked for."""
-        if len(self._open) > self._max_open:
-            self._close_down_to(self._max_open)
+        if len(self._open) > _SHARED.max_each:
+            self._close_down_to(_SHARED.max_each)
         return starmap(self._sample, places)
 
     def forget(self, shard: int, place: int) -> None:
@@ -134,8 +167,8 @@ class LocalTars:
 
         What follows is not read. If not, any of the targets may be filled.
         """
-        if len(self._open) > self._max_open:
-            self._close_down_to(self._max_open)
+        if len(self._open) > _SHARED.max_each:
+            self._close_down_to(_SHARED.max_each)
         wanted = sum(map(len, targets[0]))
         try:
             for (shard, place), target in zip(places, targets, strict=True):
@@ -187,11 +220,9 @@ class LocalTars:
             self._entries.popitem(last=False)
         return entries
 
-    def _opened(self, shard: int) -> tuple[int, int, int]:
-        max_all = _share_files()
-        self._close_down_to(self._max_open - 1)
-        # All others' dicts at once, which they change meanwhile; one too many here or there is spared for.
-        while self._open and sum(map(len, list(self._open_by_all.values()))) >= max_all:
+    def _opened(self, shard: int) -> _Files:
+        self._close_down_to(_SHARED.max_each - 1)
+        while self._open and _SHARED.count() >= _SHARED.max_all:  # one too many here or there is spared for
             self._close_down_to(len(self._open) - 1)
         for attempt in range(1, _OPEN_TRIES + 1):
             try:
@@ -209,8 +240,8 @@ class LocalTars:
             for descriptor in self._open.popitem(last=False)[1][:2]:
                 os.close(descriptor)
 
-    def _opened_files(self, shard: int) -> tuple[int, int, int]:
-        """(tar, index, bytes of the tar). Raises OSError when too many files are open, StorageError for all else."""
+    def _opened_files(self, shard: int) -> _Files:
+        """The files of a shard, opened. Raises OSError when too many files are open, StorageError for all else."""
         tar = self._tars[shard]
         path = self._root.local_path(tar.path)
         assert path is not None
@@ -338,11 +369,3 @@ def _opened_file(path: Path) -> int:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
         raise StorageError(f"{path}: cannot open: {error.strerror}") from error
-
-
-def _share_files() -> int:
-    """Tars that may be open in this process, after dividing them among all its `LocalTars`."""
-    limit = raise_file_limit()
-    max_all = (limit - min(_SPARE_FILES, limit // 4)) // 2
-    LocalTars._max_open = max(1, max_all // len(LocalTars._open_by_all))
-    return max_all

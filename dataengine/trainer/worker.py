@@ -92,10 +92,9 @@ def handled_signals() -> list[int]:
 
 def _let_signals_be(handled: list[int]) -> None:
     """Handle none as the parent does, whose handlers a fork has: they speak of the training run, and to its loop."""
-    for number in handled:
+    for number in {*handled, int(signal.SIGINT)}:  # the parent, which gets it too, ends its workers
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
 
 
 def _end_with(parent: int) -> None:
