@@ -35,7 +35,7 @@ def scan(
     `columns` are read; each function takes a part's table to one value per row of it. Raises InputError when the table
     names an unknown shard, or has not one row for each sample.
     """
-    names = pa.array([shard.name for shard in shards.shards], pa.string())
+    names = pa.array(shards.shards.names(), pa.string())
     paths = version.tables("samples")
 
     def read(path: str) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:

@@ -59,9 +59,7 @@ class Tar(NamedTuple):
 @dataclass(frozen=True)
 class Tars:
     """A tar per shard: the shards themselves, or those of the same names that lie directly under the root: siblings,
-    which hold `part`.
-
-    Made when it is asked for: to look at all 3,072 would copy a megabyte into every worker that was forked.
+    which hold `part`. Made when it is asked for, as shards are.
     """
 
     shards: Sequence[Shard]
