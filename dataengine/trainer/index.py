@@ -74,14 +74,15 @@ class ShardTable(Sequence[Shard]):
         self._remember()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+        return {name: value for name, value in self.__dict__.items() if name != "at"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._remember()
 
     def _remember(self) -> None:
-        self._made = lru_cache(maxsize=_MADE_SHARDS)(self._make)
+        self.at = lru_cache(maxsize=_MADE_SHARDS)(self._make)
+        """As `[]`, and half a call cheaper."""
 
     def __len__(self) -> int:
         return len(self._nbytes)
@@ -93,7 +94,7 @@ class ShardTable(Sequence[Shard]):
     def __getitem__(self, number: int | slice) -> Shard | list[Shard]:
         if isinstance(number, slice):
             return [self._make(one) for one in range(*number.indices(len(self)))]
-        return self._made(number)
+        return self.at(number)
 
     def __iter__(self) -> Iterator[Shard]:
         return map(self._make, range(len(self)))

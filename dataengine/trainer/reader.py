@@ -152,8 +152,7 @@ class SampleReader:
     def _located(self, rows: NDArray[np.int64]) -> tuple[list[Shard], list[tuple[int, int]]]:
         """Each row's shard, and (number of the shard, place in it)."""
         numbers, places = (found.tolist() for found in self._source.shards.locate(rows))
-        known = self._source.shards.shards
-        return [known[number] for number in numbers], list(zip(numbers, places, strict=True))
+        return list(map(self._source.shards.shards.at, numbers)), list(zip(numbers, places, strict=True))
 
     def _sound(self, row: int, place: tuple[int, int], of_sets: Sequence[Raw | StorageError]) -> Raw | StorageError:
         sample = self._joined(row, place, of_sets)

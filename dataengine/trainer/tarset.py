@@ -24,7 +24,7 @@ from dataengine.storage.store import Root
 from dataengine.storage.tar import BLOCK
 from dataengine.trainer.fetch import Fetcher, Range
 from dataengine.trainer.files import raise_file_limit
-from dataengine.trainer.index import Shard
+from dataengine.trainer.index import ShardTable
 
 _PLACE = struct.Struct("<QQ")
 _ENTRY = 8  # bytes of an index entry
@@ -62,7 +62,7 @@ class Tars:
     which hold `part`. Made when it is asked for, as shards are.
     """
 
-    shards: Sequence[Shard]
+    shards: ShardTable
     part: str = ""
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Tars:
             key, members = parse_sample(content)
         except ValueError as error:
             raise CorruptObject(f"{error}; {_ADVICE}") from error
-        shard = self.shards[number]
+        shard = self.shards.at(number)
         if not shard.min_key <= key <= shard.max_key:
             strange = f"holds key {key!r}, its shard keys from {shard.min_key} to {shard.max_key}"
             raise CorruptObject(f"{strange}; {_ADVICE}")

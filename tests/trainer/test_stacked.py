@@ -16,7 +16,7 @@ from dataengine.errors import CorruptObject
 from dataengine.storage.store import Root
 from dataengine.trainer import DataLoader, ShardDataset, reader
 from dataengine.trainer.arrays import array_layout, decode_array
-from dataengine.trainer.index import Shard
+from dataengine.trainer.index import Shard, ShardTable
 from dataengine.trainer.reader import SampleReader
 from dataengine.trainer.stacked import StackedReader, _Pattern
 from dataengine.trainer.tarset import LocalTars, Tars
@@ -57,7 +57,7 @@ def write(folder: Path, samples: Sequence[Sequence[Member]], **fields: int) -> P
 
 def opened(folder: Path) -> LocalTars:
     shard = Shard("one", "one", "one.tar", 0, "train", "", "\x7f" * 99)
-    return LocalTars(Root(str(folder)), Tars((shard,), "latent"))
+    return LocalTars(Root(str(folder)), Tars(ShardTable([shard]), "latent"))
 
 
 def one_by_one(folder: Path, places: Sequence[tuple[int, int]] = PLACES) -> list[tuple[str, np.ndarray]] | None:
