@@ -33,7 +33,7 @@ class FaultyStore:
         self.hanging, self.emptied = hanging, emptied
         self._seen: set[str] = set()
         self.counts: Counter[str] = Counter()
-        self.endpoint = ""
+        self.endpoint, self.closed = "", False
         self._random, self._lock = random.Random(1), Lock()
 
     def choose(self, path: str) -> str:
@@ -71,6 +71,9 @@ def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if store.closed:  # a connection that is kept outlives the test, and the server behind
+                self.close_connection = True
+                return
             time.sleep(store.latency_seconds)
             store.counts[self.command] += 1
             kind = store.choose(self.path) if self.command == "GET" else "sound"
@@ -117,6 +120,7 @@ def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
     try:
         yield store
     finally:
+        store.closed = True
         server.shutdown()
         server.server_close()
 
