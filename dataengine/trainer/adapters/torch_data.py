@@ -114,20 +114,7 @@ class DrawSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         self._drawn = self._begin  # now, not at the first batch: torchdata asks for the state in between
-        return self._batches()
-
-    def _batches(self) -> Iterator[list[Draw]]:
-        schedule = self._route.schedule
-        epoch = schedule.epoch(self._drawn)
-        while schedule.epoch(self._drawn) == epoch:
-            ticket, self._drawn = schedule.step(self._drawn)
-            draws = self._route.plan.draws(ticket)
-            columns = (draws.streams.tolist(), draws.draws.tolist(), draws.padding.tolist())
-            yield _Draws(zip(*columns, strict=True), partial(self._go_on_at, self._drawn))
-        self._begin = self._drawn
-
-    def _go_on_at(self, point: Point) -> None:
-        self._begin = point
+        return _Sampling(self)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a position inside it stays."""
@@ -142,6 +129,47 @@ class DrawSampler(Sampler[list[Draw]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position. Raises InputError when it is of another view or batch size."""
         self._begin = self._drawn = self._route.point(state)
+
+    def _is_in(self, epoch: int | None) -> bool:
+        return self._route.schedule.epoch(self._drawn) == epoch
+
+    def _draw(self) -> list[Draw]:
+        ticket, self._drawn = self._route.schedule.step(self._drawn)
+        draws = self._route.plan.draws(ticket)
+        columns = (draws.streams.tolist(), draws.draws.tolist(), draws.padding.tolist())
+        return _Draws(zip(*columns, strict=True), partial(self._go_on_at, self._drawn))
+
+    def _go_on_at(self, point: Point) -> None:
+        self._begin = point
+
+
+class _Sampling(Iterator[list[Draw]]):
+    """An iteration of a sampler, which torchdata saves and loads beside the sampler.
+
+    With workers, torchdata loads a state of a finished epoch into an iteration that it fetches from and throws away; it
+    must not be of the next epoch, which might be short enough to be fetched whole, and taken for done. So the state
+    says that the epoch is over.
+    """
+
+    def __init__(self, sampler: DrawSampler) -> None:
+        self._sampler = sampler
+        self._epoch: int | None = sampler._route.schedule.epoch(sampler._drawn)
+
+    def __next__(self) -> list[Draw]:
+        if self._sampler._is_in(self._epoch):
+            return self._sampler._draw()
+        if self._epoch is not None:
+            self._epoch = None
+            self._sampler._go_on_at(self._sampler._drawn)
+        raise StopIteration
+
+    def state_dict(self) -> dict[str, Any]:
+        was_fetched_ahead = self._sampler._begin != self._sampler._drawn
+        return {"over": was_fetched_ahead and not self._sampler._is_in(self._epoch)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["over"]:
+            self._epoch = None
 
 
 class DrawDataset(Dataset[Any]):

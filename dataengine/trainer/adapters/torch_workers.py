@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import current_process, parent_process
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -25,35 +26,53 @@ from dataengine.trainer.schedule import Point
 
 @dataclass(frozen=True)
 class Turn:
-    """A worker's `number`-th iteration, as one of `workers` that share the seed `crew`."""
+    """A worker's `number`-th iteration, from 1.
 
-    crew: int
-    number: int
+    `crew` is the parent's pid and the seed of its `workers` workers, of which this is the `process`-th process that the
+    parent has made: another crew may be given the same seed.
+    """
+
+    crew: tuple[int, int]
     worker: int
     workers: int
+    process: int
+    number: int
 
     @classmethod
     def of(cls, info: WorkerInfo, number: int) -> Turn:
         """The turn of the worker that torch says this is."""
-        return cls(info.seed - info.id, number, info.id, info.num_workers)
+        parent = parent_process()
+        crew = (0 if parent is None or parent.pid is None else parent.pid, info.seed - info.id)
+        return cls(crew, info.id, info.num_workers, current_process()._identity[-1], number)
 
 
 @dataclass(frozen=True)
 class _Record:
     """`point` begins the iteration `number` of `crew`, whose workers in `done` have made their part.
 
-    `pids` are those of the crew's workers, for torch may give the next crew the same seed.
+    `processes` has the crew's workers that have begun.
     """
 
     point: Point
-    crew: int | None = None
+    crew: tuple[int, int] | None = None
     number: int = 0
-    pids: dict[int, int] = field(default_factory=dict)
+    processes: dict[int, int] = field(default_factory=dict)
     done: frozenset[int] = frozenset()
 
-    def is_of(self, turn: Turn) -> bool:
-        """Whether `turn` is of the same workers, this process one of them."""
-        return self.crew == turn.crew and self.pids.get(turn.worker, os.getpid()) == os.getpid()
+    def is_after(self, turn: Turn) -> bool:
+        """Whether its crew was made after that of `turn`, which so is of a worker that was slow to start."""
+        if turn.number > 1 or self.crew is None or self.crew[0] != turn.crew[0]:
+            return False
+        return any(
+            process > turn.process and (worker <= turn.worker or self.crew != turn.crew)
+            for worker, process in self.processes.items()
+        )
+
+    def is_before(self, turn: Turn) -> bool:
+        """Whether `turn` is of another crew, unless `is_after`."""
+        return self.crew != turn.crew or any(
+            process < turn.process and worker >= turn.worker for worker, process in self.processes.items()
+        )
 
 
 class SharedPoint:
@@ -62,13 +81,9 @@ class SharedPoint:
     Other copies, by `copy` or `pickle`, have their own.
     """
 
-    def __init__(self, point: Point, descriptor: int | None = None) -> None:
-        attached = descriptor is not None
-        self._file = os.fdopen(
-            descriptor if descriptor is not None else os.memfd_create("dataengine-point", os.MFD_CLOEXEC), "r+b", 0
-        )
-        if not attached:
-            self.go(point)
+    def __init__(self, point: Point) -> None:
+        self._file = os.fdopen(os.memfd_create("dataengine-point", os.MFD_CLOEXEC), "r+b", 0)
+        self.go(point)
 
     @property
     def point(self) -> Point:
@@ -89,20 +104,22 @@ class SharedPoint:
         """
         with self._locked():
             record = self._read()
-            if not record.is_of(turn):
+            if record.is_after(turn):
+                return record.point
+            if record.is_before(turn):
                 record = _Record(record.point if resumed is None else resumed, turn.crew, turn.number)
             elif turn.number > record.number:
                 record = replace(record, number=turn.number, done=frozenset())
             if resumed is not None and resumed.step < record.point.step:
                 record = replace(record, point=resumed)
-            self._write(replace(record, pids={**record.pids, turn.worker: os.getpid()}))
+            self._write(replace(record, processes=record.processes | {turn.worker: turn.process}))
             return record.point
 
     def finish(self, turn: Turn, end: Point) -> None:
         """Note that the worker has made its part of the epoch, which goes to `end`."""
         with self._locked():
             record = self._read()
-            if not record.is_of(turn) or record.number != turn.number:
+            if record.number != turn.number or record.is_after(turn) or record.is_before(turn):
                 return  # the iteration was left, and another has begun
             done = record.done | {turn.worker}
             self._write(replace(record, done=done, point=end if len(done) == turn.workers else record.point))
@@ -122,15 +139,17 @@ class SharedPoint:
         return _Record(Point(*point), *others)
 
     def _write(self, record: _Record) -> None:
-        # Bytes that a longer record left behind are not read.
-        point = tuple(vars(record.point).values())
-        os.pwrite(self._file.fileno(), marshal.dumps((point, *list(vars(record).values())[1:])), 0)
+        point, *others = vars(record).values()
+        # What a longer record has left behind it is not read.
+        os.pwrite(self._file.fileno(), marshal.dumps((tuple(vars(point).values()), *others)), 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if get_spawning_popen() is None:
             return SharedPoint, (self.point,)
-        return _attached, (self.point, DupFd(self._file.fileno()))
+        return _attached, (DupFd(self._file.fileno()),)
 
 
-def _attached(point: Point, duplicate: Any) -> SharedPoint:
-    return SharedPoint(point, duplicate.detach())
+def _attached(duplicate: Any) -> SharedPoint:
+    shared = SharedPoint.__new__(SharedPoint)
+    shared._file = os.fdopen(duplicate.detach(), "r+b", 0)
+    return shared
