@@ -93,7 +93,9 @@ class DrawSampler(Sampler[list[Draw]]):
     what is left of one. Draws that torch fetched ahead of a loop that was left are drawn again: the next `iter` begins
     after what a DrawDataset read in this process. Where workers read, that is where the last one began, or, if all of
     the epoch was fetched, the next epoch. So with workers the position is known only to torchdata's StatefulDataLoader,
-    which asks for `state_dict` at the right moment. Raises ConfigError when ranks do not divide the batch.
+    which asks for `state_dict` at the right moment; one of an epoch's last batch goes on with a loop of no batches.
+
+    Raises ConfigError when ranks do not divide the batch.
     """
 
     def __init__(
