@@ -148,18 +148,26 @@ class ShardDataset:
         for begin in range(0, len(self), _READ_AHEAD):
             yield from self.__getitems__(range(begin, min(begin + _READ_AHEAD, len(self))))
 
-    def samples(self, orders: Sequence[StreamOrder], streams: NDArray[np.int64], draws: NDArray[np.int64]) -> list[Any]:
+    def samples(
+        self,
+        orders: Sequence[StreamOrder],
+        streams: NDArray[np.int64],
+        draws: NDArray[np.int64],
+        pads: Sequence[bool | None] | None = None,
+    ) -> list[Any]:
         """The samples of `draws`, int64, of the streams that `streams` numbers, in the `orders` of all streams.
 
-        Raises CorruptObject or MissingObject for bad storage: nothing is replaced here.
+        `pads` says of each whether it fills a batch up, where batches are padded. Raises CorruptObject or MissingObject
+        for bad storage: nothing is replaced here.
         """
         rows, epochs = rows_of(orders, streams, draws)
         shapes = self.shapes
         samples = []
-        for stream, epoch, shard, raw in zip(streams.tolist(), epochs.tolist(), *self._reader.read(rows), strict=True):
+        columns = (streams.tolist(), epochs.tolist(), pads or [None] * len(rows), *self._reader.read(rows))
+        for stream, epoch, pad, shard, raw in zip(*columns, strict=True):
             if isinstance(raw, StorageError):
                 raise raw
-            samples.append(self.maker.sample(raw, shard, epoch, shapes[stream]))
+            samples.append(self.maker.sample(raw, shard, epoch, shapes[stream], pad=pad))
         return samples
 
     @property
