@@ -85,10 +85,15 @@ def before(endpoint: str, store: FaultyStore) -> Iterator[FaultyStore]:
                 self._answer(503, [("Content-Length", "0")], b"")
                 return
             wire = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=30)
-            wire.request(self.command, self.path, headers=dict(self.headers))
-            answer = wire.getresponse()
-            body = answer.read()
-            wire.close()
+            try:
+                wire.request(self.command, self.path, headers=dict(self.headers))
+                answer = wire.getresponse()
+                body = answer.read()
+            except OSError:  # it ends before clients do that never gave up
+                self.close_connection = True
+                return
+            finally:
+                wire.close()
             if kind == "flip" and body:
                 body = body[:-1] + bytes([body[-1] ^ 1]) if len(body) < 2000 else _flipped(body)
             headers = [(name, value) for name, value in answer.getheaders() if name.lower() != "transfer-encoding"]
