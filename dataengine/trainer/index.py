@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from sys import intern
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
@@ -66,10 +67,11 @@ class ShardTable(Sequence[Shard]):
 
     def __init__(self, shards: Iterable[Shard]) -> None:
         rows = list(shards)
-        self._names, self._sources, self._paths, self._splits, self._min_keys, self._max_keys = (
-            _Texts(getattr(row, name) for row in rows)
-            for name in ("name", "source", "path", "split", "min_key", "max_key")
+        self._names, self._paths, self._min_keys, self._max_keys = (
+            _Texts(getattr(row, name) for row in rows) for name in ("name", "path", "min_key", "max_key")
         )
+        # Few texts, which all shards share.
+        self.sources, self.splits = [intern(row.source) for row in rows], [intern(row.split) for row in rows]
         self._nbytes = np.array([row.nbytes for row in rows], dtype=np.int64)
         self._remember()
 
@@ -107,10 +109,10 @@ class ShardTable(Sequence[Shard]):
         number = range(len(self))[number]
         return Shard(
             self._names[number],
-            self._sources[number],
+            self.sources[number],
             self._paths[number],
             int(self._nbytes[number]),
-            self._splits[number],
+            self.splits[number],
             self._min_keys[number],
             self._max_keys[number],
         )
@@ -140,16 +142,16 @@ class Shards:
 
     def of_source(self, source: str) -> NDArray[np.bool_]:
         """Which shards hold samples of `source`, bool [shards]."""
-        return np.array([shard.source == source for shard in self.shards], dtype=np.bool_)
+        return np.array([one == source for one in self.shards.sources], dtype=np.bool_)
 
     def of_split(self, split: str) -> NDArray[np.bool_]:
         """Which shards hold samples of `split`, going by their folder, bool [shards]."""
-        return np.array([shard.split == split for shard in self.shards], dtype=np.bool_)
+        return np.array([one == split for one in self.shards.splits], dtype=np.bool_)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Every source, in order of its first shard."""
-        return tuple(dict.fromkeys(shard.source for shard in self.shards))
+        return tuple(dict.fromkeys(self.shards.sources))
 
 
 def load_shards(version: Version) -> Shards:

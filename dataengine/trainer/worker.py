@@ -24,7 +24,7 @@ from dataengine.trainer.schedule import Ticket
 from dataengine.trainer.shuffle import mixed
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
-_PRCTL = ctypes.CDLL(None).prctl  # looked up here, where forks share it
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's; looked up here, where forks share it
 
 
 class Asked(NamedTuple):
@@ -104,8 +104,9 @@ def _end_with(parent: int) -> None:
         if os.getppid() != parent:  # else a mere thread of the parent has ended, which made this process
             os._exit(1)
 
-    signal.signal(signal.SIGRTMIN, look)
-    _PRCTL(_PR_SET_PDEATHSIG, int(signal.SIGRTMIN))
+    if _PRCTL is not None:
+        signal.signal(signal.SIGRTMIN, look)
+        _PRCTL(_PR_SET_PDEATHSIG, int(signal.SIGRTMIN))
     look()  # it may have died already
 
 
