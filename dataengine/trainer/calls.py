@@ -25,6 +25,10 @@ class Calls:
         self._threads = _Threads(parallel, name)
 
     def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Make no call that has not begun, and end the threads."""
         self._threads.close()
 
     def submit(self, call: Callable[[], Found]) -> Future[Found]:

@@ -9,11 +9,12 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from queue import SimpleQueue
+from functools import partial
 from typing import Protocol
 
 from dataengine.errors import TryAgainError
 from dataengine.trainer.batches import Batch, BatchMaker, BatchPlan
+from dataengine.trainer.calls import Calls
 from dataengine.trainer.schedule import Ticket
 
 
@@ -58,22 +59,12 @@ class Threads:
 
     def __init__(self, plan: BatchPlan, num_workers: int, timeout_seconds: float) -> None:
         self._plan, self._timeout = plan, timeout_seconds
-        self._asked: SimpleQueue[tuple[Ticket, Future[Batch]] | None] = SimpleQueue()
+        self._calls = Calls(num_workers, "dataengine-batch")
+        self._makers = threading.local()
         self._waiting: deque[tuple[Ticket, Future[Batch]]] = deque()
-        # Daemons, unlike an executor's threads: one that hangs in a read must not keep the process from ending.
-        self._threads = [
-            threading.Thread(
-                target=_work_in_thread, args=(plan, self._asked), daemon=True, name=f"dataengine-batch-{place}"
-            )
-            for place in range(num_workers)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def put(self, ticket: Ticket) -> None:
-        asked = (ticket, Future[Batch]())
-        self._waiting.append(asked)
-        self._asked.put(asked)
+        self._waiting.append((ticket, self._calls.submit(partial(_made, self._plan, self._makers, ticket))))
 
     def get(self) -> Batch:
         ticket, future = self._waiting.popleft()
@@ -91,21 +82,15 @@ class Threads:
 
     def close(self) -> None:
         self.forget()
-        for _ in self._threads:
-            self._asked.put(None)
+        self._calls.close()
 
 
-def _work_in_thread(plan: BatchPlan, asked: SimpleQueue[tuple[Ticket, Future[Batch]] | None]) -> None:
-    maker: BatchMaker | None = None
-    while (one := asked.get()) is not None:
-        ticket, future = one
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            maker = maker or BatchMaker(plan)
-            future.set_result(maker.make(ticket))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the training loop has to hear of it
-            future.set_exception(error)
+def _made(plan: BatchPlan, makers: threading.local, ticket: Ticket) -> Batch:
+    """A batch by this thread's own maker."""
+    if not hasattr(makers, "own"):
+        makers.own = BatchMaker(plan)
+    maker: BatchMaker = makers.own
+    return maker.make(ticket)
 
 
 def hung(plan: BatchPlan, ticket: Ticket, seconds: float) -> TryAgainError:
